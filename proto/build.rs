@@ -1,0 +1,17 @@
+//! Compiles the contracts with protox, so that no `protoc` has to be installed.
+use std::path::PathBuf;
+
+use prost::Message;
+
+const FILES: [&str; 3] =
+    ["inference/grpc_service.proto", "sensorium/v1/sensorium.proto", "sensorium/admin/v1/admin.proto"];
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    println!("cargo:rerun-if-changed=proto");
+    let descriptors = protox::compile(FILES, ["proto"])?;
+    let out = PathBuf::from(std::env::var("OUT_DIR")?);
+    std::fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
+    // tensors and media stay slices of the receive buffer
+    tonic_prost_build::configure().bytes(".").compile_fds(descriptors)?;
+    Ok(())
+}

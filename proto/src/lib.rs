@@ -1,0 +1,19 @@
+//! Wire contracts and the code generated from them.
+
+/// Open Inference Protocol v2, package `inference`.
+pub mod inference {
+    tonic::include_proto!("inference");
+}
+
+/// Understanding, embedding and generation, package `sensorium.v1`.
+pub mod v1 {
+    tonic::include_proto!("sensorium.v1");
+}
+
+/// For operators, package `sensorium.admin.v1`.
+pub mod admin {
+    tonic::include_proto!("sensorium.admin.v1");
+}
+
+/// All descriptors, for gRPC reflection.
+pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
