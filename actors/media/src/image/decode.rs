@@ -1,0 +1,117 @@
+//! Bytes to upright RGB.
+
+use std::io::Cursor;
+
+use image::metadata::Orientation;
+use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, RgbImage};
+
+use super::{Error, Image, Limits};
+
+/// Bytes that decoding may hold per allowed pixel: 16-bit RGBA. Only float TIFFs need more, and they still pass
+/// below half of the pixel limit.
+const BYTES_PER_PIXEL: u64 = 8;
+
+/// Decoders' working memory beside the pixels: tables, rows, chunks of metadata.
+const WORKING_BYTES: u64 = 16 << 20;
+
+/// Decodes the first frame of an image to upright 8-bit RGB.
+///
+/// The format is told from the content, never from a name: JPEG, PNG, WebP, GIF, BMP or TIFF. Greyscale, palette,
+/// CMYK and 16-bit images become 8-bit RGB, 16-bit values scaled rather than clipped. The EXIF orientation is applied,
+/// as people and models look at upright pictures.
+///
+/// Transparency is composited onto white. What lies under a transparent pixel is whatever the encoder left there,
+/// often black or noise that nobody has seen; white is the page on which such an image was seen.
+///
+/// # Errors
+///
+/// [`Error::TooManyBytes`], [`Error::TooManyPixels`] and [`Error::TooMuchMemory`] before anything of the image's
+/// size is allocated: the header's word is enough to refuse. [`Error::Empty`], [`Error::UnknownFormat`] and
+/// [`Error::Undecodable`] for content that is no image.
+pub fn decode(bytes: &[u8], limits: &Limits) -> Result<Image, Error> {
+    if bytes.is_empty() {
+        return Err(Error::Empty);
+    }
+    if bytes.len() > limits.max_bytes {
+        return Err(Error::TooManyBytes { bytes: bytes.len(), limit: limits.max_bytes });
+    }
+    let format = sniff(bytes)?;
+    // Decoders of strangers' bytes do panic now and then. That is a broken image, not a broken server.
+    std::panic::catch_unwind(|| decode_as(format, bytes, limits)).unwrap_or_else(|_| {
+        let reason = "its decoder panicked".to_owned();
+        Err(Error::Undecodable { format: name(format), bytes: bytes.len(), reason })
+    })
+}
+
+fn decode_as(format: ImageFormat, bytes: &[u8], limits: &Limits) -> Result<Image, Error> {
+    let max_alloc = limits.max_pixels.saturating_mul(BYTES_PER_PIXEL).saturating_add(WORKING_BYTES);
+    let too_much = || Error::TooMuchMemory { format: name(format), bytes: bytes.len(), limit: max_alloc };
+    let undecodable = |reason: String| Error::Undecodable { format: name(format), bytes: bytes.len(), reason };
+    let refused = |error: ImageError| match error {
+        ImageError::Limits(_) => too_much(),
+        other => undecodable(other.to_string()),
+    };
+
+    let mut decoder_limits = image::Limits::no_limits();
+    decoder_limits.max_alloc = Some(max_alloc);
+    let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
+    reader.limits(decoder_limits);
+    let mut decoder = reader.into_decoder().map_err(refused)?;
+
+    let (width, height) = decoder.dimensions();
+    if width == 0 || height == 0 {
+        return Err(undecodable(format!("it is {width}x{height}, without a pixel")));
+    }
+    if u64::from(width) * u64::from(height) > limits.max_pixels {
+        return Err(Error::TooManyPixels { width, height, limit: limits.max_pixels });
+    }
+    // Not every decoder counts its output against the limit, so it is counted here.
+    if decoder.total_bytes() > max_alloc {
+        return Err(too_much());
+    }
+
+    // Broken metadata is no reason to refuse pixels that are fine.
+    let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
+    let decoded = DynamicImage::from_decoder(decoder).map_err(refused)?;
+    let mut upright = DynamicImage::ImageRgb8(opaque(decoded));
+    upright.apply_orientation(orientation);
+    let upright = upright.into_rgb8();
+    Ok(Image { width: upright.width(), height: upright.height(), pixels: upright.into_raw() })
+}
+
+fn sniff(bytes: &[u8]) -> Result<ImageFormat, Error> {
+    image::guess_format(bytes).ok().filter(|format| name(*format) != "unknown").ok_or_else(|| Error::UnknownFormat {
+        bytes: bytes.len(),
+        start: bytes.iter().take(8).map(|byte| format!("{byte:02x}")).collect(),
+    })
+}
+
+fn name(format: ImageFormat) -> &'static str {
+    match format {
+        ImageFormat::Jpeg => "JPEG",
+        ImageFormat::Png => "PNG",
+        ImageFormat::WebP => "WebP",
+        ImageFormat::Gif => "GIF",
+        ImageFormat::Bmp => "BMP",
+        ImageFormat::Tiff => "TIFF",
+        _ => "unknown",
+    }
+}
+
+/// 8-bit RGB, composited onto white where there is transparency.
+fn opaque(decoded: DynamicImage) -> RgbImage {
+    if !decoded.color().has_alpha() {
+        return decoded.into_rgb8();
+    }
+    let rgba = decoded.into_rgba8();
+    let mut rgb = RgbImage::new(rgba.width(), rgba.height());
+    for (to, from) in rgb.pixels_mut().zip(rgba.pixels()) {
+        let alpha = u32::from(from[3]);
+        for channel in 0..3 {
+            let over_white = u32::from(from[channel]) * alpha + 255 * (255 - alpha);
+            // At most 255 * 255, so the rounded quotient fits a byte.
+            to[channel] = ((over_white + 127) / 255) as u8;
+        }
+    }
+    rgb
+}
