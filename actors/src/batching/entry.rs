@@ -1,0 +1,109 @@
+//! What waits in a queue: work, who waits for it, and until when.
+
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+
+use crate::error::{Error, Result};
+use crate::replica::sampler::Sampling;
+use crate::tensor::Tensor;
+
+/// A row's outputs and how it fared.
+#[derive(Debug)]
+pub struct RowReply {
+    /// One tensor per engine output, with the entry's rows.
+    pub tensors: Vec<Tensor>,
+    /// How long it waited.
+    pub queue: Duration,
+    /// How long its batch took on the device.
+    pub compute: Duration,
+}
+
+/// A piece of a generation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// Text that has become certain; may be empty in the last piece.
+    pub text: String,
+    /// Set in the last piece.
+    pub finish: Option<Finish>,
+    /// Tokens generated so far.
+    pub tokens: usize,
+}
+
+/// Why a generation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finish {
+    /// The model ended, or a stop string came.
+    Stop,
+    /// The tokens asked for, or the context, are used up.
+    Length,
+}
+
+impl Finish {
+    /// Lower-case, as in the `finish_reason` parameter.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Length => "length",
+        }
+    }
+}
+
+/// A sequence to continue.
+#[derive(Debug)]
+pub struct Generation {
+    /// Tokens of the prompt.
+    pub prompt: Vec<u32>,
+    /// Tokens that were generated before a replica was lost; the continuation goes on behind them.
+    pub generated: Vec<u32>,
+    /// Bytes of text that were sent before a replica was lost.
+    pub sent: usize,
+    /// How to choose the next token, and when to stop.
+    pub sampling: Sampling,
+    /// Who reads. Bounded by construction: never more than `sampling.max_tokens` + 1 pieces.
+    pub sink: mpsc::UnboundedSender<Result<Piece>>,
+}
+
+/// What is to be done.
+#[derive(Debug)]
+pub enum Work {
+    /// Rows for one call.
+    Forward {
+        /// One tensor per engine input.
+        tensors: Vec<Tensor>,
+        /// Who waits.
+        reply: oneshot::Sender<Result<RowReply>>,
+    },
+    /// A sequence, token by token.
+    Generate(Generation),
+}
+
+/// Work in the queue or on the device.
+#[derive(Debug)]
+pub struct Entry {
+    /// What is to be done.
+    pub work: Work,
+    /// How often a replica failed with it.
+    pub attempts: u32,
+    /// The request's trace.
+    pub span: Option<tracing::Span>,
+}
+
+impl Entry {
+    /// Whether nobody waits any more.
+    pub fn abandoned(&self) -> bool {
+        match &self.work {
+            Work::Forward { reply, .. } => reply.is_closed(),
+            Work::Generate(generation) => generation.sink.is_closed(),
+        }
+    }
+
+    /// Answers with an error.
+    pub fn refuse(self, error: Error) {
+        // nobody listening is fine: that is what `abandoned` means
+        match self.work {
+            Work::Forward { reply, .. } => drop(reply.send(Err(error))),
+            Work::Generate(generation) => drop(generation.sink.send(Err(error))),
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! The metrics of a model version, by the names that operators know. Handles are made once: looking a metric up costs
+//! more than counting.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
+
+use crate::manifest::{Manifest, Modality};
+use crate::stats::{BatchTiming, Stats};
+
+/// Handles to one version's metrics, and its statistics.
+pub struct VersionMetrics {
+    /// What ModelStatistics tells.
+    pub stats: Stats,
+    /// Rows that wait.
+    pub queue_depth: Gauge,
+    /// Rows refused since the queue was full.
+    pub refused: Counter,
+    /// Rows whose deadline or timeout passed in the queue.
+    pub expired: Counter,
+    /// Rows that nobody waited for any more.
+    pub abandoned: Counter,
+    /// Seconds in the queue.
+    pub queue: Histogram,
+    /// Seconds on the device.
+    pub compute: Histogram,
+    /// Rows of a batch.
+    pub batch_size: Histogram,
+    /// Tokens computed for real.
+    pub useful_tokens: Counter,
+    /// Tokens computed as padding.
+    pub padding_tokens: Counter,
+    /// Tokens generated.
+    pub generated_tokens: Counter,
+    /// Seconds from the queue to the first token.
+    pub first_token: Histogram,
+    /// Seconds of a decoding step.
+    pub step: Histogram,
+    /// Replicas that are ready.
+    pub replicas_ready: Gauge,
+    /// Seconds of a request in the worker.
+    pub request: Histogram,
+    answered: Counter,
+    model: String,
+    version: String,
+    modality: Modality,
+}
+
+impl VersionMetrics {
+    /// Registers the metrics of a version.
+    pub fn new(manifest: &Manifest, version: u64) -> Self {
+        let (model, version, modality) = (manifest.name.clone(), version.to_string(), manifest.modality);
+        let labels =
+            [("model", model.clone()), ("version", version.clone()), ("modality", modality.as_str().to_owned())];
+        Self {
+            stats: Stats::default(),
+            queue_depth: gauge!("sensorium_queue_depth", &labels),
+            refused: counter!("sensorium_queue_refused_total", &labels),
+            expired: counter!("sensorium_queue_expired_total", &labels),
+            abandoned: counter!("sensorium_queue_abandoned_total", &labels),
+            queue: histogram!("sensorium_queue_duration_seconds", &labels),
+            compute: histogram!("sensorium_compute_duration_seconds", &labels),
+            batch_size: histogram!("sensorium_batch_size", &labels),
+            useful_tokens: counter!("sensorium_batch_useful_tokens_total", &labels),
+            padding_tokens: counter!("sensorium_batch_padding_tokens_total", &labels),
+            generated_tokens: counter!("sensorium_generated_tokens_total", &labels),
+            first_token: histogram!("sensorium_time_to_first_token_seconds", &labels),
+            step: histogram!("sensorium_decode_step_duration_seconds", &labels),
+            replicas_ready: gauge!("sensorium_replicas_ready", &labels),
+            request: histogram!("sensorium_request_duration_seconds", &labels),
+            answered: requests(&model, &version, modality, "ok"),
+            model,
+            version,
+            modality,
+        }
+    }
+
+    /// Notes an executed batch; lengths 0 count as 1.
+    #[allow(clippy::cast_precision_loss)]
+    pub fn batch(&self, rows: usize, useful: usize, padded: usize, timing: BatchTiming) {
+        use std::sync::atomic::Ordering::Relaxed;
+        self.stats.batch(rows as u64, rows as u64, timing);
+        self.stats.useful_tokens.fetch_add(useful as u64, Relaxed);
+        self.stats.padding_tokens.fetch_add((padded - useful) as u64, Relaxed);
+        self.useful_tokens.increment(useful as u64);
+        self.padding_tokens.increment((padded - useful) as u64);
+        self.batch_size.record(rows as f64);
+        self.compute.record(timing.infer);
+    }
+
+    /// Notes a step of `rows` sequences, of which `finished` end with it.
+    #[allow(clippy::cast_precision_loss)]
+    pub fn step(&self, rows: usize, finished: usize, timing: BatchTiming) {
+        self.stats.batch(rows as u64, finished as u64, timing);
+        self.batch_size.record(rows as f64);
+        self.compute.record(timing.infer);
+        self.step.record(timing.infer);
+    }
+
+    /// Notes a finished request.
+    pub fn request_done(&self, code: &'static str, took: std::time::Duration) {
+        self.request.record(took);
+        if code == "ok" {
+            self.stats.success.add(took);
+            self.answered.increment(1);
+            return;
+        }
+        let tally = if code == "cancelled" { &self.stats.cancel } else { &self.stats.fail };
+        tally.add(took);
+        requests(&self.model, &self.version, self.modality, code).increment(1);
+    }
+}
+
+fn requests(model: &str, version: &str, modality: Modality, code: &'static str) -> Counter {
+    let (model, version) = (model.to_owned(), version.to_owned());
+    let modality = modality.as_str();
+    counter!("sensorium_requests_total", "model" => model, "version" => version, "modality" => modality, "code" => code)
+}
+
+/// Notes a request as finished when dropped; one that is dropped before its code is set was cancelled.
+pub struct Finished {
+    /// How it ended.
+    pub code: &'static str,
+    metrics: Arc<VersionMetrics>,
+    started: Instant,
+}
+
+impl Finished {
+    /// A request starts.
+    pub fn new(metrics: Arc<VersionMetrics>) -> Self {
+        Self { code: "cancelled", metrics, started: Instant::now() }
+    }
+}
+
+impl Drop for Finished {
+    fn drop(&mut self) {
+        self.metrics.request_done(self.code, self.started.elapsed());
+    }
+}
+
+/// Says what each metric means, for `/metrics`.
+pub fn describe() {
+    use metrics::{Unit, describe_counter as count, describe_gauge as level, describe_histogram as spread};
+    level!("sensorium_queue_depth", "Rows that wait for a replica");
+    count!("sensorium_queue_refused_total", "Rows refused since the queue was full");
+    count!("sensorium_queue_expired_total", "Rows whose deadline or timeout passed in the queue");
+    count!("sensorium_queue_abandoned_total", "Rows that nobody waited for any more when their turn came");
+    spread!("sensorium_queue_duration_seconds", Unit::Seconds, "Time of a row in the queue");
+    spread!("sensorium_compute_duration_seconds", Unit::Seconds, "Time of a batch on the device");
+    spread!("sensorium_batch_size", "Rows of a batch");
+    count!("sensorium_batch_useful_tokens_total", "Tokens, or rows without length, that were computed");
+    count!("sensorium_batch_padding_tokens_total", "Tokens that were computed as padding");
+    count!("sensorium_generated_tokens_total", "Tokens generated");
+    spread!("sensorium_time_to_first_token_seconds", Unit::Seconds, "From the queue to the first generated token");
+    spread!("sensorium_decode_step_duration_seconds", Unit::Seconds, "Time of one decoding step of all sequences");
+    level!("sensorium_replicas_ready", "Replicas that are loaded and warm");
+    spread!("sensorium_request_duration_seconds", Unit::Seconds, "Time of a request in the worker");
+    count!("sensorium_requests_total", "Requests by their status code");
+    count!("sensorium_actor_restarts_total", "Actors started again, by kind");
+    level!("sensorium_inflight_requests", "Requests admitted and not yet answered");
+    count!("sensorium_admission_refused_total", "Requests refused at the door");
+    spread!("sensorium_door_duration_seconds", Unit::Seconds, "Time of a request from the door to its answer");
+}

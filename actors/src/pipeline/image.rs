@@ -1,0 +1,121 @@
+//! Image to feature, class probabilities and labels, and to the judgement of a guard.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::future::try_join_all;
+use sensorium_media::image as media;
+
+use super::{Answer, Assets, Pool, elements, join, named, scores, unexpected};
+use crate::batching::entry::RowReply;
+use crate::error::{Error, Result};
+use crate::manifest::{Channels, Filter, ImagePreprocess, Manifest};
+use crate::request::{Context, Parameters, Request};
+use crate::tensor::{self, Tensor};
+use crate::worker::served::{Row, Served};
+
+/// Labels given per image.
+const TOP: usize = 5;
+
+async fn forward(served: &Arc<Served>, request: &Request, context: &Context, pool: &Pool) -> Result<Vec<RowReply>> {
+    let (field, images) = elements(&served.manifest, request)?;
+    let rows = images.into_iter().enumerate().map(|(index, image)| {
+        let (field, owner) = (format!("{field}[{index}]"), served.clone());
+        async move {
+            let row = pool.run(move || prepare(&owner.manifest, &field, &image)).await??;
+            served.forward(row, context).await
+        }
+    });
+    try_join_all(rows).await
+}
+
+fn prepare(manifest: &Manifest, field: &str, encoded: &Bytes) -> Result<Row> {
+    let Some(options) = &manifest.image else {
+        return Err(Error::Internal("an image pipeline without [image]".to_owned()));
+    };
+    let limits = media::Limits { max_bytes: manifest.limits.max_bytes, max_pixels: manifest.limits.max_pixels };
+    let image = media::decode(encoded, &limits).map_err(|error| Error::invalid(field, error))?;
+    let pixels = media::preprocess(&image, &preprocess(options)).map_err(|error| Error::invalid(field, error))?;
+    let side = i64::from(options.crop);
+    let tensor = Tensor::from_f32(vec![1, 3, side, side], &pixels).map_err(unexpected)?;
+    Ok(Row { tensors: vec![tensor], rows: 1, length: 0, kind: 0 })
+}
+
+fn preprocess(options: &ImagePreprocess) -> media::Preprocess {
+    media::Preprocess {
+        resize: options.resize,
+        crop: options.crop,
+        filter: match options.filter {
+            Filter::Bilinear => media::Filter::Bilinear,
+            Filter::Bicubic => media::Filter::Bicubic,
+            Filter::Lanczos => media::Filter::Lanczos,
+        },
+        scale: options.scale,
+        mean: options.mean,
+        std: options.std,
+        channels: match options.channels {
+            Channels::Rgb => media::Channels::Rgb,
+            Channels::Bgr => media::Channels::Bgr,
+        },
+    }
+}
+
+/// `embedding` FP32 `[n, d]`, `probabilities` FP32 `[n, classes]`, `labels` BYTES `[n, 5]`, most probable first.
+pub(super) async fn classify(
+    served: &Arc<Served>,
+    request: &Request,
+    context: &Context,
+    pool: &Pool,
+) -> Result<Answer> {
+    let replies = forward(served, request, context, pool).await?;
+    let probabilities = join(&replies, 1)?;
+    let mut outputs = vec![named("embedding", join(&replies, 0)?)];
+    if request.wants("labels") {
+        outputs.push(named("labels", labels(served, &probabilities)?));
+    }
+    outputs.push(named("probabilities", probabilities));
+    Ok((outputs, Parameters::default()))
+}
+
+fn labels(served: &Served, probabilities: &Tensor) -> Result<Tensor> {
+    let Assets::Image { labels } = &served.assets else {
+        return Err(Error::Internal("an image pipeline without labels".to_owned()));
+    };
+    let rows = probabilities.rows();
+    let values = probabilities.to_f32().map_err(unexpected)?;
+    if values.len() != rows * labels.len() {
+        return Err(unexpected(format!("{} probabilities for {} labels", values.len(), labels.len())));
+    }
+    let mut names = Vec::with_capacity(rows * TOP);
+    for row in values.chunks_exact(labels.len()) {
+        names.extend(top(row, TOP).into_iter().map(|(class, _)| labels[class].as_str()));
+    }
+    let shape = vec![i64::try_from(rows).unwrap_or(i64::MAX), 5];
+    Tensor::new(crate::tensor::DataType::Bytes, shape, Tensor::from_elements(&names).into_data()).map_err(unexpected)
+}
+
+/// The `count` highest values with their positions, highest first.
+pub fn top(values: &[f32], count: usize) -> Vec<(usize, f32)> {
+    let mut ranked: Vec<(usize, f32)> = values.iter().copied().enumerate().collect();
+    let count = count.min(ranked.len());
+    if count > 0 && count < ranked.len() {
+        ranked.select_nth_unstable_by(count - 1, |a, b| b.1.total_cmp(&a.1));
+    }
+    ranked.truncate(count);
+    ranked.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+    ranked
+}
+
+pub(super) async fn guard(served: &Arc<Served>, request: &Request, context: &Context, pool: &Pool) -> Result<Answer> {
+    let replies = forward(served, request, context, pool).await?;
+    let values = join(&replies, 0)?.to_f32().map_err(unexpected)?;
+    // two classes: safe, not safe
+    let unsafe_class: Vec<f32> = values.chunks_exact(2).map(|row| row[1]).collect();
+    Ok((vec![scores(&served.manifest.outputs[0].name, &unsafe_class)?], Parameters::default()))
+}
+
+pub(super) fn warm_up(manifest: &Manifest) -> Result<Vec<Vec<Tensor>>, tensor::Error> {
+    let side = manifest.image.as_ref().map_or(224, |options| i64::from(options.crop));
+    let pixels = vec![0.0; usize::try_from(3 * side * side).unwrap_or(0)];
+    Ok(vec![vec![Tensor::from_f32(vec![1, 3, side, side], &pixels)?]])
+}

@@ -1,0 +1,83 @@
+//! A request's inputs against the manifest: names, datatypes, shapes, and one batch size for all.
+
+use crate::error::{Error, Result};
+use crate::manifest::{Manifest, TensorSpec};
+use crate::request::Request;
+use crate::tensor::Tensor;
+
+/// Checks everything that can be said without looking at the values. Returns the batch size.
+pub(super) fn check(manifest: &Manifest, request: &Request) -> Result<usize> {
+    for (index, input) in request.inputs.iter().enumerate() {
+        let Some(spec) = manifest.inputs.iter().find(|spec| spec.name == input.name) else {
+            let known: Vec<_> = manifest.inputs.iter().map(|spec| spec.name.as_str()).collect();
+            return Err(Error::invalid(
+                format!("inputs[{index}].name"),
+                format!("'{}' is not an input of {}, expected {}", input.name, manifest.name, known.join(", ")),
+            ));
+        };
+        check_tensor(spec, &input.tensor)?;
+        if request.inputs[..index].iter().any(|other| other.name == input.name) {
+            return Err(Error::invalid(format!("inputs[{index}].name"), format!("'{}' is given twice", input.name)));
+        }
+    }
+    for spec in &manifest.inputs {
+        if !spec.optional && request.input(&spec.name).is_none() {
+            return Err(Error::invalid(
+                format!("inputs.{}", spec.name),
+                format!("missing, {} takes {} of shape {:?}", manifest.name, spec.datatype, spec.shape),
+            ));
+        }
+    }
+    for (index, output) in request.outputs.iter().enumerate() {
+        if !manifest.outputs.iter().any(|spec| spec.name == *output) {
+            let known: Vec<_> = manifest.outputs.iter().map(|spec| spec.name.as_str()).collect();
+            return Err(Error::invalid(
+                format!("outputs[{index}].name"),
+                format!("'{output}' is not an output of {}, expected {}", manifest.name, known.join(", ")),
+            ));
+        }
+    }
+    let rows = request.inputs.first().map_or(0, |input| input.tensor.rows());
+    if let Some(other) = request.inputs.iter().find(|input| input.tensor.rows() != rows) {
+        return Err(Error::invalid(
+            format!("inputs.{}.shape", other.name),
+            format!(
+                "{} rows, but {} has {rows}; all inputs need the same",
+                other.tensor.rows(),
+                request.inputs[0].name
+            ),
+        ));
+    }
+    let limit = manifest.batching.max_queue_size;
+    if rows == 0 || rows > limit {
+        return Err(Error::invalid(
+            format!("inputs.{}.shape", manifest.inputs[0].name),
+            format!("{rows} rows, expected 1 to {limit}"),
+        ));
+    }
+    Ok(rows)
+}
+
+fn check_tensor(spec: &TensorSpec, tensor: &Tensor) -> Result<()> {
+    if tensor.dtype() != spec.datatype {
+        return Err(Error::invalid(
+            format!("inputs.{}.datatype", spec.name),
+            format!("{}, expected {}", tensor.dtype(), spec.datatype),
+        ));
+    }
+    let shape = tensor.shape();
+    // a batch of BYTES is often sent as [n, 1]
+    let shape = match shape {
+        [rows, 1] if spec.shape.len() == 1 => std::slice::from_ref(rows),
+        _ => shape,
+    };
+    let fits =
+        shape.len() == spec.shape.len() && shape.iter().zip(&spec.shape).all(|(&got, &want)| want == -1 || got == want);
+    if fits {
+        return Ok(());
+    }
+    Err(Error::invalid(
+        format!("inputs.{}.shape", spec.name),
+        format!("{:?}, expected {:?} (-1: any size)", tensor.shape(), spec.shape),
+    ))
+}

@@ -1,0 +1,304 @@
+//! Audio to speech segments, and to a transcript with times.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::future::try_join_all;
+use sensorium_media::mel::Mel;
+use sensorium_media::text::Tokenizer;
+use sensorium_media::transcript::{Heard, Transcript, transcript};
+use sensorium_media::{audio, vad};
+use serde::Deserialize;
+use serde_json::json;
+
+use super::{Answer, Assets, Pool, elements, named, unexpected};
+use crate::batching::entry::RowReply;
+use crate::engine;
+use crate::error::{Error, Result};
+use crate::manifest::Limits;
+use crate::request::{Context, Parameter, Parameters, Request};
+use crate::tensor::{self, Tensor};
+use crate::worker::served::{Row, Served};
+
+/// What both models hear, in samples per second.
+const RATE: u32 = 16_000;
+/// Samples that the voice activity detector judges at a time.
+const CHUNK: usize = 512;
+/// Samples of speech for which Whisper is asked again: half a second.
+const WORTH_HEARING: usize = 8_000;
+/// Frames of a Whisper window of 30 s.
+const FRAMES: i64 = 3000;
+
+/// What Whisper's front and back need.
+pub struct Speech {
+    tokenizer: Tokenizer,
+    mel: Mel,
+    config: Config,
+}
+
+#[derive(Deserialize)]
+struct Config {
+    num_mel_bins: usize,
+    timestamp_begin: u32,
+    eot: u32,
+    #[serde(default)]
+    languages: std::collections::BTreeMap<String, i64>,
+}
+
+impl Speech {
+    /// Reads `config.json`.
+    pub fn read(directory: &Path, tokenizer: Tokenizer) -> Result<Self, engine::Error> {
+        let failed = |error: String| engine::Error::Load(format!("{}/config.json: {error}", directory.display()));
+        let text = std::fs::read_to_string(directory.join("config.json")).map_err(|error| failed(error.to_string()))?;
+        let config: Config = serde_json::from_str(&text).map_err(|error| failed(error.to_string()))?;
+        let mel = Mel::new(config.num_mel_bins).map_err(|error| failed(error.to_string()))?;
+        Ok(Self { tokenizer, mel, config })
+    }
+
+    /// Mel FP32 `[1, bands, 3000]` and language INT64 `[1]`, -1 to detect.
+    fn row(&self, mel: &[f32], language: i64) -> Result<Row, tensor::Error> {
+        let bands = i64::try_from(self.config.num_mel_bins).unwrap_or(i64::MAX);
+        let mel = Tensor::from_f32(vec![1, bands, FRAMES], mel)?;
+        let language = Tensor::from_i64(vec![1], &[language])?;
+        Ok(Row { tensors: vec![mel, language], rows: 1, length: 0, kind: 0 })
+    }
+
+    pub(super) fn warm_up(&self) -> Result<Vec<Vec<Tensor>>, tensor::Error> {
+        Ok(vec![self.row(&self.mel.log_mel(&[0.0; 1600]), -1)?.tensors])
+    }
+
+    fn language(&self, parameters: &Parameters) -> Result<i64> {
+        let Some(code) = parameters.text("language")? else { return Ok(-1) };
+        self.config.languages.get(code).copied().ok_or_else(|| {
+            let known: Vec<_> = self.config.languages.keys().map(String::as_str).collect();
+            let known = if known.is_empty() { "none: the model is English only".to_owned() } else { known.join(", ") };
+            Error::invalid("parameters.language", format!("'{code}', expected one of {known}"))
+        })
+    }
+
+    fn language_code(&self, token: i64) -> &str {
+        let found = self.config.languages.iter().find(|(_, id)| **id == token);
+        found.map_or("en", |(code, _)| code.as_str())
+    }
+}
+
+/// Samples at 16 kHz, mono.
+fn decode(field: &str, encoded: &Bytes, limits: &Limits) -> Result<Vec<f32>> {
+    let limits = audio::Limits { max_bytes: limits.max_bytes, max_seconds: limits.max_seconds };
+    let clip = audio::decode(encoded, &limits).map_err(|error| Error::invalid(field, error))?;
+    audio::resample(&clip, RATE).map_err(|error| Error::Internal(error.to_string()))
+}
+
+/// Speech probability of each 512 samples.
+async fn probabilities(detector: &Arc<Served>, samples: &[f32], context: &Context) -> Result<Vec<f32>> {
+    let chunks = samples.len().div_ceil(CHUNK).max(1);
+    let mut padded = samples.to_vec();
+    padded.resize(chunks * CHUNK, 0.0);
+    let length = i64::try_from(padded.len()).unwrap_or(i64::MAX);
+    let tensor = Tensor::from_f32(vec![1, length], &padded).map_err(unexpected)?;
+    let reply = detector.forward(Row { tensors: vec![tensor], rows: 1, length: chunks, kind: 0 }, context).await?;
+    let mut values = reply.tensors.first().ok_or_else(|| unexpected("no output"))?.to_f32().map_err(unexpected)?;
+    values.truncate(chunks); // a longer neighbour in the batch padded the row
+    Ok(values)
+}
+
+/// `segments` BYTES `[n]`: JSON `[{"start": seconds, "end": seconds}, ...]` per clip.
+pub(super) async fn voice(served: &Arc<Served>, request: &Request, context: &Context, pool: &Pool) -> Result<Answer> {
+    let (field, clips) = elements(&served.manifest, request)?;
+    let found = clips.into_iter().enumerate().map(|(index, clip)| {
+        let (field, owner) = (format!("{field}[{index}]"), served.clone());
+        async move {
+            let samples = pool.run(move || decode(&field, &clip, &owner.manifest.limits)).await??;
+            let probabilities = probabilities(served, &samples, context).await?;
+            let segments = vad::segments(&probabilities, samples.len(), &vad::Options::default());
+            let seconds = |at: usize| seconds(at);
+            let segments: Vec<_> =
+                segments.iter().map(|s| json!({"start": seconds(s.start), "end": seconds(s.end)})).collect();
+            Ok::<_, Error>(serde_json::Value::from(segments).to_string())
+        }
+    });
+    let found = try_join_all(found).await?;
+    Ok((vec![named(&served.manifest.outputs[0].name, Tensor::from_elements(&found))], Parameters::default()))
+}
+
+/// What was heard in one clip.
+struct Hearing {
+    transcript: Transcript,
+    feature: Vec<f32>,
+    language: Option<String>,
+    speech_seconds: f64,
+    seconds: f64,
+}
+
+/// `transcript` BYTES `[n]`, `segments` BYTES `[n]` (JSON with times in seconds), `embedding` FP32 `[n, d]`: the
+/// encoder's mean over all windows, zeros where nobody speaks.
+pub(super) async fn transcribe(
+    served: &Arc<Served>,
+    request: &Request,
+    context: &Context,
+    pool: &Pool,
+) -> Result<Answer> {
+    let Assets::Speech(speech) = &served.assets else {
+        return Err(Error::Internal("a speech pipeline without its assets".to_owned()));
+    };
+    let language = speech.language(&request.parameters)?;
+    let (field, clips) = elements(&served.manifest, request)?;
+    let heard = clips.into_iter().enumerate().map(|(index, clip)| {
+        let field = format!("{field}[{index}]");
+        hear(served, field, clip, language, context, pool)
+    });
+    let heard = try_join_all(heard).await?;
+
+    let width = heard.iter().map(|h| h.feature.len()).max().unwrap_or(0);
+    let mut features = Vec::with_capacity(width * heard.len());
+    for one in &heard {
+        features.extend_from_slice(&one.feature);
+        features.resize(features.len() + width - one.feature.len(), 0.0);
+    }
+    let texts: Vec<&str> = heard.iter().map(|h| h.transcript.text()).collect();
+    let segments: Vec<String> = heard.iter().map(|h| segments_json(&h.transcript)).collect();
+    let mut outputs =
+        vec![named("transcript", Tensor::from_elements(&texts)), named("segments", Tensor::from_elements(&segments))];
+    let shape = [heard.len(), width].map(|n| i64::try_from(n).unwrap_or(i64::MAX)).to_vec();
+    outputs.push(named("embedding", Tensor::from_f32(shape, &features).map_err(unexpected)?));
+    let mut parameters = Parameters::default();
+    if let [one] = heard.as_slice() {
+        parameters.set("audio_seconds", Parameter::Float(one.seconds));
+        parameters.set("speech_seconds", Parameter::Float(one.speech_seconds));
+        if let Some(language) = &one.language {
+            parameters.set("language", Parameter::String(language.clone()));
+        }
+    }
+    Ok((outputs, parameters))
+}
+
+async fn hear(
+    served: &Arc<Served>,
+    field: String,
+    clip: Bytes,
+    language: i64,
+    context: &Context,
+    pool: &Pool,
+) -> Result<Hearing> {
+    let detector = served.upstream()?;
+    let owner = served.clone();
+    let samples = pool.run(move || decode(&field, &clip, &owner.manifest.limits)).await??;
+    let probabilities = probabilities(&detector, &samples, context).await?;
+    let segments = vad::segments(&probabilities, samples.len(), &vad::Options::default());
+    let windows = if samples.len() <= vad::MAX_WINDOW && !segments.is_empty() {
+        // what fits is heard whole: a start that is cut close costs Whisper the first word
+        vec![vad::Window { start: 0, end: samples.len() }]
+    } else {
+        vad::windows(&segments, &probabilities, samples.len())
+    };
+    let speech_samples: usize = segments.iter().map(|s| s.end - s.start).sum();
+    let samples = Arc::new(samples);
+    let parts = windows.iter().map(|&window| hear_window(served, &samples, &segments, window, language, context, pool));
+    let parts: Vec<Part> = try_join_all(parts).await?.into_iter().flatten().collect();
+    let mut heard = Hearing {
+        transcript: Transcript::default(),
+        feature: Vec::new(),
+        language: None,
+        speech_seconds: seconds(speech_samples),
+        seconds: seconds(samples.len()),
+    };
+    let count = f32::from(u16::try_from(parts.len().max(1)).unwrap_or(u16::MAX));
+    for part in parts {
+        heard.feature.resize(part.feature.len(), 0.0);
+        heard.feature.iter_mut().zip(&part.feature).for_each(|(sum, value)| *sum += value / count);
+        heard.transcript.append(part.transcript);
+        heard.language = heard.language.or(part.language);
+    }
+    Ok(heard)
+}
+
+/// What was heard at one go.
+struct Part {
+    transcript: Transcript,
+    feature: Vec<f32>,
+    language: Option<String>,
+}
+
+/// Whisper may end before its window does. Then it is asked again from where it ended, as its authors' own loop does,
+/// for as long as there is speech left and it gets on.
+async fn hear_window(
+    served: &Arc<Served>,
+    samples: &Arc<Vec<f32>>,
+    speech: &[vad::Segment],
+    mut window: vad::Window,
+    language: i64,
+    context: &Context,
+    pool: &Pool,
+) -> Result<Vec<Part>> {
+    let mut parts = Vec::new();
+    loop {
+        let (owner, samples) = (served.clone(), samples.clone());
+        let row = pool
+            .run(move || {
+                let speech = owner.speech()?;
+                let mel = speech.mel.log_mel(&samples[window.start..window.end]);
+                speech.row(&mel, language).map_err(unexpected)
+            })
+            .await??;
+        let part = Part::read(served.speech()?, window, &served.forward(row, context).await?)?;
+        let end = part.transcript.segments.last().map_or(window.end, |last| samples_at(last.end));
+        parts.push(part);
+        let from = end.max(window.start);
+        let left: usize = speech.iter().map(|s| s.end.min(window.end).saturating_sub(s.start.max(from))).sum();
+        if left < WORTH_HEARING || from == window.start {
+            return Ok(parts);
+        }
+        window.start = from;
+    }
+}
+
+impl Part {
+    /// Engine outputs: tokens INT64 `[1, t]` (-1: none), mean log probability, no-speech probability, language, feature.
+    fn read(speech: &Speech, window: vad::Window, reply: &RowReply) -> Result<Self> {
+        let [tokens, _, _, language, feature] = reply.tensors.as_slice() else {
+            return Err(unexpected(format!("{} outputs, expected 5", reply.tensors.len())));
+        };
+        let ids = tokens.to_i64().map_err(unexpected)?;
+        let ids: Vec<u32> = ids
+            .into_iter()
+            .filter_map(|id| u32::try_from(id).ok())
+            .filter(|&id| id < speech.config.eot || id >= speech.config.timestamp_begin)
+            .collect();
+        let heard = Heard { offset: seconds(window.start), seconds: seconds(window.end - window.start) };
+        let language = language.to_i64().map_err(unexpected)?;
+        Ok(Self {
+            transcript: transcript(&ids, speech.config.timestamp_begin, heard, &speech.tokenizer)
+                .map_err(unexpected)?,
+            feature: feature.to_f32().map_err(unexpected)?,
+            language: language.first().map(|&token| speech.language_code(token).to_owned()),
+        })
+    }
+}
+
+fn segments_json(transcript: &Transcript) -> String {
+    let segments: Vec<_> = transcript
+        .segments
+        .iter()
+        .map(|s| json!({"start": round(s.start), "end": round(s.end), "text": s.text}))
+        .collect();
+    serde_json::Value::from(segments).to_string()
+}
+
+#[allow(clippy::cast_precision_loss)]
+fn seconds(samples: usize) -> f64 {
+    samples as f64 / f64::from(RATE)
+}
+
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+fn samples_at(seconds: f64) -> usize {
+    (seconds * f64::from(RATE)) as usize
+}
+
+fn round(seconds: f64) -> f64 {
+    (seconds * 1000.0).round() / 1000.0
+}
+
+pub(super) fn voice_warm_up() -> Result<Vec<Vec<Tensor>>, tensor::Error> {
+    Ok(vec![vec![Tensor::from_f32(vec![1, 16 * 512], &[0.0; 16 * CHUNK])?]])
+}

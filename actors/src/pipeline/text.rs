@@ -1,0 +1,103 @@
+//! Text to sentence embedding, and to the judgement of a guard that reads that embedding.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::future::try_join_all;
+
+use super::{Answer, Assets, Pool, elements, join, named, scores, unexpected};
+use crate::error::{Error, Result};
+use crate::manifest::Limits;
+use crate::request::{Context, Parameter, Parameters, Request};
+use crate::tensor::{self, Tensor};
+use crate::worker::served::{Row, Served};
+
+pub(super) async fn embed(served: &Arc<Served>, request: &Request, context: &Context, pool: &Pool) -> Result<Answer> {
+    let (field, texts) = elements(&served.manifest, request)?;
+    let (rows, truncated) = {
+        let served = served.clone();
+        pool.run(move || tokenise(&served, &field, &texts)).await??
+    };
+    let replies = try_join_all(rows.into_iter().map(|row| served.forward(row, context))).await?;
+    let output = &served.manifest.outputs[0].name;
+    let mut parameters = Parameters::default();
+    if !truncated.is_empty() {
+        parameters.set("truncated", Parameter::String(truncated));
+    }
+    Ok((vec![named(output, join(&replies, 0)?)], parameters))
+}
+
+/// Rows, and a JSON list of those that were cut: `[{"row":0,"tokens":300,"limit":256}]`, or nothing.
+fn tokenise(served: &Served, field: &str, texts: &[Bytes]) -> Result<(Vec<Row>, String)> {
+    let Assets::Text(tokenizer) = &served.assets else {
+        return Err(Error::Internal("a text pipeline without a tokeniser".to_owned()));
+    };
+    let limits = &served.manifest.limits;
+    let mut cut = Vec::new();
+    let mut rows = Vec::with_capacity(texts.len());
+    for (index, text) in texts.iter().enumerate() {
+        let field = format!("{field}[{index}]");
+        let text = utf8(&field, text, limits)?;
+        let encoded = tokenizer
+            .encode(text, limits.max_tokens, limits.truncate)
+            .map_err(|error| Error::invalid(&field, error))?;
+        if encoded.truncated {
+            cut.push(serde_json::json!({"row": index, "tokens": encoded.total, "limit": limits.max_tokens}));
+        }
+        rows.push(row(&encoded.ids).map_err(unexpected)?);
+    }
+    let cut = if cut.is_empty() { String::new() } else { serde_json::Value::from(cut).to_string() };
+    Ok((rows, cut))
+}
+
+/// `input_ids` and `attention_mask`, each INT64 `[1, length]`; a batch pads both with zeros.
+fn row(ids: &[u32]) -> Result<Row, tensor::Error> {
+    let length = i64::try_from(ids.len()).unwrap_or(i64::MAX);
+    let values: Vec<i64> = ids.iter().copied().map(i64::from).collect();
+    let input_ids = Tensor::from_i64(vec![1, length], &values)?;
+    let attention_mask = Tensor::from_i64(vec![1, length], &vec![1; ids.len()])?;
+    Ok(Row { tensors: vec![input_ids, attention_mask], rows: 1, length: ids.len(), kind: 0 })
+}
+
+/// A text within its limit of bytes.
+pub(super) fn utf8<'a>(field: &str, text: &'a [u8], limits: &Limits) -> Result<&'a str> {
+    if text.len() > limits.max_bytes {
+        return Err(Error::invalid(field, format!("{} bytes, the limit is {}", text.len(), limits.max_bytes)));
+    }
+    std::str::from_utf8(text).map_err(|error| Error::invalid(field, format!("not UTF-8: {error}, expected text")))
+}
+
+pub(super) async fn guard(served: &Arc<Served>, request: &Request, context: &Context, pool: &Pool) -> Result<Answer> {
+    let upstream = served.upstream()?;
+    let inner = Request {
+        model: upstream.manifest.name.as_str().into(),
+        version: None,
+        inputs: vec![super::named(
+            &upstream.manifest.inputs[0].name,
+            request
+                .inputs
+                .first()
+                .map(|input| input.tensor.clone())
+                .ok_or_else(|| Error::invalid("inputs", "missing"))?,
+        )],
+        parameters: Parameters::default(),
+        outputs: Vec::new(),
+    };
+    let (embedded, parameters) = Box::pin(embed(&upstream, &inner, context, pool)).await?;
+    let embedding = embedded.into_iter().next().ok_or_else(|| unexpected("no embedding"))?.tensor;
+    let rows = embedding.rows();
+    let most = served.manifest.batching.max_batch_size;
+    let parts = (0..rows).step_by(most).map(|start| {
+        let count = most.min(rows - start);
+        let cut = embedding.slice_rows(start, count).map_err(unexpected);
+        async move { served.forward(Row { tensors: vec![cut?], rows: count, length: 0, kind: 0 }, context).await }
+    });
+    let replies = try_join_all(parts).await?;
+    let probabilities = join(&replies, 0)?.to_f32().map_err(unexpected)?;
+    Ok((vec![scores(&served.manifest.outputs[0].name, &probabilities)?], parameters))
+}
+
+pub(super) fn warm_up() -> Result<Vec<Vec<Tensor>>, tensor::Error> {
+    // short and long: the first meeting with a shape is the slow one
+    [16usize, 128].into_iter().map(|length| Ok(row(&vec![0; length])?.tensors)).collect()
+}

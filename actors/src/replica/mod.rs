@@ -1,0 +1,8 @@
+//! Replicas: a model version on one device thread.
+
+pub mod actor;
+pub mod cores;
+pub mod device;
+pub mod forward;
+pub mod generate;
+pub mod sampler;

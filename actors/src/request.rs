@@ -1,0 +1,185 @@
+//! A request on its way, and its answer.
+
+use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::Stream;
+use tokio::time::Instant;
+
+use crate::error::{Error, Result};
+use crate::tensor::Tensor;
+
+/// A tensor and its public name.
+#[derive(Clone, Debug)]
+pub struct NamedTensor {
+    /// As in `model.toml`.
+    pub name: String,
+    /// The value.
+    pub tensor: Tensor,
+}
+
+/// A parameter of a request or an answer.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs)]
+pub enum Parameter {
+    Bool(bool),
+    Int(i64),
+    Uint(u64),
+    Float(f64),
+    String(String),
+}
+
+/// Parameters by name.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Parameters(pub BTreeMap<String, Parameter>);
+
+impl Parameters {
+    /// The parameter as a number; whole numbers and floats are both taken, as clients send either.
+    pub fn number(&self, name: &str) -> Result<Option<f64>> {
+        #[allow(clippy::cast_precision_loss)]
+        Ok(Some(match self.0.get(name) {
+            None => return Ok(None),
+            Some(Parameter::Float(value)) => *value,
+            Some(Parameter::Int(value)) => *value as f64,
+            Some(Parameter::Uint(value)) => *value as f64,
+            Some(other) => return Err(mistyped(name, other, "a number")),
+        }))
+    }
+
+    /// The parameter as a whole number, 0 or more.
+    pub fn count(&self, name: &str) -> Result<Option<u64>> {
+        Ok(Some(match self.0.get(name) {
+            None => return Ok(None),
+            Some(Parameter::Uint(value)) => *value,
+            Some(Parameter::Int(value)) => u64::try_from(*value)
+                .map_err(|_| mistyped(name, &Parameter::Int(*value), "a whole number, 0 or more"))?,
+            Some(other) => return Err(mistyped(name, other, "a whole number, 0 or more")),
+        }))
+    }
+
+    /// The parameter as a truth value.
+    pub fn flag(&self, name: &str) -> Result<Option<bool>> {
+        match self.0.get(name) {
+            None => Ok(None),
+            Some(Parameter::Bool(value)) => Ok(Some(*value)),
+            Some(other) => Err(mistyped(name, other, "true or false")),
+        }
+    }
+
+    /// The parameter as text.
+    pub fn text(&self, name: &str) -> Result<Option<&str>> {
+        match self.0.get(name) {
+            None => Ok(None),
+            Some(Parameter::String(value)) => Ok(Some(value)),
+            Some(other) => Err(mistyped(name, other, "a string")),
+        }
+    }
+
+    /// Sets a parameter.
+    pub fn set(&mut self, name: &str, value: Parameter) {
+        self.0.insert(name.to_owned(), value);
+    }
+}
+
+fn mistyped(name: &str, got: &Parameter, expected: &str) -> Error {
+    Error::invalid(format!("parameters.{name}"), format!("{got:?}, expected {expected}"))
+}
+
+/// One inference.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// Which model.
+    pub model: Arc<str>,
+    /// Which version; `None` leaves it to the router.
+    pub version: Option<u64>,
+    /// The inputs that were given, in any order.
+    pub inputs: Vec<NamedTensor>,
+    /// What else was said.
+    pub parameters: Parameters,
+    /// Which outputs are wanted; empty: all.
+    pub outputs: Vec<String>,
+}
+
+impl Request {
+    /// A request with one BYTES input of one element.
+    pub fn of_bytes(model: &str, input: &str, content: impl AsRef<[u8]>) -> Self {
+        Self {
+            model: model.into(),
+            version: None,
+            inputs: vec![NamedTensor { name: input.to_owned(), tensor: Tensor::from_elements(&[content]) }],
+            parameters: Parameters::default(),
+            outputs: Vec::new(),
+        }
+    }
+
+    /// The input of this name.
+    pub fn input(&self, name: &str) -> Option<&Tensor> {
+        self.inputs.iter().find(|input| input.name == name).map(|input| &input.tensor)
+    }
+
+    /// Whether the output of this name is to be made.
+    pub fn wants(&self, output: &str) -> bool {
+        self.outputs.is_empty() || self.outputs.iter().any(|name| name == output)
+    }
+}
+
+/// An answer, or a part of one.
+#[derive(Clone, Debug)]
+pub struct Reply {
+    /// Which model answered.
+    pub model: Arc<str>,
+    /// Which version answered.
+    pub version: u64,
+    /// The outputs that were asked for.
+    pub outputs: Vec<NamedTensor>,
+    /// What else is to be said: `truncated`, `finish_reason`, token counts.
+    pub parameters: Parameters,
+    /// No further part follows.
+    pub last: bool,
+}
+
+impl Reply {
+    /// The output of this name; an internal error if the model did not give it.
+    pub fn output(&self, name: &str) -> Result<&Tensor> {
+        self.outputs
+            .iter()
+            .find(|output| output.name == name)
+            .map(|output| &output.tensor)
+            .ok_or_else(|| Error::Internal(format!("{} gave no output '{name}'", self.model)))
+    }
+}
+
+/// An answer in parts. It is bounded by construction: a generation has no more parts than `max_tokens`.
+pub type ReplyStream = Pin<Box<dyn Stream<Item = Result<Reply>> + Send>>;
+
+/// What travels with a request besides its content.
+#[derive(Clone, Debug, Default)]
+pub struct Context {
+    /// When nobody waits any more.
+    pub deadline: Option<Instant>,
+    /// 1 is the highest; 0 takes the model's default.
+    pub priority: u32,
+    /// How long it may wait in a queue; `None` takes the model's default.
+    pub queue_timeout: Option<Duration>,
+    /// The request's trace, continued in the worker and its batch.
+    pub span: Option<tracing::Span>,
+}
+
+impl Context {
+    /// Whether the deadline has passed.
+    pub fn expired(&self) -> bool {
+        self.deadline.is_some_and(|deadline| Instant::now() >= deadline)
+    }
+
+    /// Waits for `future`, but not past the deadline.
+    pub async fn bound<T>(&self, stage: &str, future: impl Future<Output = Result<T>>) -> Result<T> {
+        match self.deadline {
+            None => future.await,
+            Some(deadline) => tokio::time::timeout_at(deadline, future)
+                .await
+                .unwrap_or_else(|_| Err(Error::DeadlineExceeded { stage: stage.to_owned() })),
+        }
+    }
+}

@@ -1,0 +1,33 @@
+//! A worker as a route sees it.
+
+use futures::future::BoxFuture;
+
+use crate::error::Result;
+use crate::request::{Context, Reply, ReplyStream, Request};
+use crate::worker::Worker;
+
+/// Calls one worker. On one machine it is the worker's own handle.
+pub trait Client: Send + Sync {
+    /// The worker's name.
+    fn name(&self) -> &str;
+
+    /// One request, one answer.
+    fn infer<'a>(&'a self, request: &'a Request, context: &'a Context) -> BoxFuture<'a, Result<Reply>>;
+
+    /// One request, an answer in parts.
+    fn stream(&self, request: Request, context: Context) -> BoxFuture<'_, Result<ReplyStream>>;
+}
+
+impl Client for Worker {
+    fn name(&self) -> &str {
+        Worker::name(self)
+    }
+
+    fn infer<'a>(&'a self, request: &'a Request, context: &'a Context) -> BoxFuture<'a, Result<Reply>> {
+        Box::pin(Worker::infer(self, request, context))
+    }
+
+    fn stream(&self, request: Request, context: Context) -> BoxFuture<'_, Result<ReplyStream>> {
+        Box::pin(Worker::stream(self, request, context))
+    }
+}

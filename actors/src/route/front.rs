@@ -1,0 +1,176 @@
+//! The root of the front door's tree: one route actor per model that anybody holds.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, RpcReplyPort, SupervisionEvent};
+use sensorium_cluster::membership::View;
+
+use super::actor::{self, Route};
+use super::client::Client;
+use super::{Connect, Routes};
+use crate::supervision::policy::{Intensity, Verdict};
+use crate::supervision::tree::{State as TreeState, Tree};
+use crate::supervision::{RESTART, RETIRE};
+
+/// What the front is told.
+pub enum Message {
+    /// The register has changed.
+    View(View),
+    /// The same, with an answer when the routes are there.
+    Apply(View, RpcReplyPort<()>),
+    /// Start the route of this model again.
+    Restart(String),
+}
+
+/// What it starts with.
+pub struct Arguments {
+    /// The root of its actors' paths.
+    pub name: String,
+    /// Live routes, for those who ask.
+    pub routes: Routes,
+    /// Makes clients.
+    pub connect: Connect,
+    /// The tree.
+    pub tree: Tree,
+}
+
+/// See the module.
+pub struct Front;
+
+/// What it owns.
+pub struct State {
+    args: Arguments,
+    view: View,
+    clients: HashMap<String, Arc<dyn Client>>,
+    names: HashMap<ActorId, String>,
+    intensity: Intensity,
+}
+
+impl Actor for Front {
+    type Msg = Message;
+    type State = State;
+    type Arguments = Arguments;
+
+    async fn pre_start(&self, myself: ActorRef<Message>, args: Arguments) -> Result<State, ActorProcessingErr> {
+        args.tree.starting(&args.name, "front door");
+        args.tree.spawned(&args.name, myself.get_cell());
+        args.tree.set(&args.name, TreeState::Running);
+        Ok(State {
+            args,
+            view: View::default(),
+            clients: HashMap::new(),
+            names: HashMap::new(),
+            intensity: Intensity::new(20, Duration::from_secs(60)),
+        })
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<Message>,
+        message: Message,
+        state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            Message::View(view) => state.changed(&myself, view).await,
+            Message::Apply(view, done) => {
+                state.changed(&myself, view).await?;
+                // who asked may have gone
+                let _ = done.send(());
+                Ok(())
+            }
+            Message::Restart(model) => state.start(&myself, &model).await,
+        }
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        myself: ActorRef<Message>,
+        event: SupervisionEvent,
+        state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
+        let (child, reason) = match event {
+            SupervisionEvent::ActorFailed(child, error) => (child, error.to_string()),
+            SupervisionEvent::ActorTerminated(child, _, reason) => (child, reason.unwrap_or_default()),
+            _ => return Ok(()),
+        };
+        let Some(model) = state.names.remove(&child.get_id()) else { return Ok(()) };
+        if reason == RETIRE {
+            return Ok(());
+        }
+        state.args.tree.failed(&state.path(&model), TreeState::Restarting, &reason);
+        let verdict = if reason == RESTART { Verdict::Restart(Duration::ZERO) } else { state.intensity.failed() };
+        match verdict {
+            Verdict::Restart(after) => {
+                myself.send_after(after, move || Message::Restart(model));
+                Ok(())
+            }
+            Verdict::Escalate => Err(format!("the route of {model} fails too often: {reason}").into()),
+        }
+    }
+}
+
+impl State {
+    fn path(&self, model: &str) -> String {
+        format!("{}/route/{model}", self.args.name)
+    }
+
+    async fn changed(&mut self, myself: &ActorRef<Message>, view: View) -> Result<(), ActorProcessingErr> {
+        self.clients.retain(|worker, _| view.contains_key(worker));
+        for worker in view.keys() {
+            if !self.clients.contains_key(worker)
+                && let Some(client) = (self.args.connect)(worker)
+            {
+                self.clients.insert(worker.clone(), client);
+            }
+        }
+        self.view = view;
+        let mut models: Vec<String> = self.view.values().flat_map(|worker| worker.models.clone()).collect();
+        models.sort_unstable();
+        models.dedup();
+        for model in &models {
+            let known = self.args.routes.get(model).map(|route| route.clone());
+            match known {
+                // one that is down is given its workers when it starts again
+                Some(route) => drop(route.cast(actor::Message::Workers(self.workers(model)))),
+                None => self.start(myself, model).await?,
+            }
+        }
+        let gone: Vec<_> = self
+            .args
+            .routes
+            .iter()
+            .filter(|route| !models.contains(route.key()))
+            .map(|route| route.key().clone())
+            .collect();
+        for model in gone {
+            if let Some((_, route)) = self.args.routes.remove(&model) {
+                route.stop(Some(RETIRE.to_owned()));
+            }
+            self.args.tree.remove(&self.path(&model));
+        }
+        Ok(())
+    }
+
+    fn workers(&self, model: &str) -> Vec<Arc<dyn Client>> {
+        let holders = self.view.values().filter(|worker| worker.models.iter().any(|held| held == model));
+        holders.filter_map(|worker| self.clients.get(&worker.worker).cloned()).collect()
+    }
+
+    async fn start(&mut self, myself: &ActorRef<Message>, model: &str) -> Result<(), ActorProcessingErr> {
+        let workers = self.workers(model);
+        if workers.is_empty() {
+            return Ok(()); // nobody holds it any more
+        }
+        let path = self.path(model);
+        let depth = self.args.tree.starting(&path, "route");
+        let args = actor::Arguments { model: model.to_owned(), depth, workers };
+        let (route, _) = Actor::spawn_linked(None, Route, args, myself.get_cell()).await?;
+        self.args.tree.spawned(&path, route.get_cell());
+        self.args.tree.set(&path, TreeState::Running);
+        self.names.insert(route.get_id(), model.to_owned());
+        self.args.routes.insert(model.to_owned(), route);
+        Ok(())
+    }
+}

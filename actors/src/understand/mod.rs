@@ -1,0 +1,237 @@
+//! Understanding: text, image and audio in one shared space, and an answer from what they say.
+//!
+//! Any deployment may bring a pair of encoders with a common space. The default pack has none, so the text space of
+//! the sentence encoder is the shared one: images come to it by ConSE ([`space`]), audio by its transcript. Branches
+//! run in parallel, each within its budget; one that fails or is late is left out, with its reason, and the answer is
+//! marked `degraded`: answering without a sense at the deadline beats failing.
+
+pub mod answer;
+pub mod branch;
+pub mod ensemble;
+pub mod fusion;
+pub mod guard;
+pub mod report;
+pub mod space;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_stream::try_stream;
+use bytes::Bytes;
+use futures::stream::FuturesUnordered;
+use futures::{Stream, StreamExt};
+use serde::{Deserialize, Serialize};
+use tokio::sync::OnceCell;
+use tokio::time::Instant;
+
+use self::report::{Answer, Branch, Emphasis, Report, State, Timing};
+use self::space::LabelSpace;
+use crate::error::{Error, Result};
+use crate::manifest::{Manifest, Modality};
+use crate::request::{Context, Parameters};
+use crate::route::Router;
+
+/// Which models understand, and how strictly.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Options {
+    /// Sentence encoder: the shared space.
+    pub text: String,
+    /// Image classifier whose labels are projected into the shared space.
+    pub image: String,
+    /// Speech recogniser whose transcript is projected into the shared space.
+    pub audio: String,
+    /// Writes the answer.
+    pub generator: String,
+    /// Judges images; empty: none.
+    pub image_guard: String,
+    /// Judges texts and transcripts; empty: none.
+    pub text_guard: String,
+    /// Score from which the image guard acts.
+    pub image_guard_threshold: f32,
+    /// Score from which the text guard acts.
+    pub text_guard_threshold: f32,
+    /// Whether an image over the threshold is contained or only annotated.
+    pub image_guard_blocks: bool,
+    /// Whether a text over the threshold is contained or only annotated. The guard of the default pack is known for
+    /// false positives.
+    pub text_guard_blocks: bool,
+    /// Share of the time left that branches may use; the rest is for the answer.
+    pub branch_budget: f64,
+    /// Cosines from which a pair agrees, and below which it conflicts.
+    pub thresholds: fusion::Thresholds,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            text: "minilm".to_owned(),
+            image: "efficientnet-lite0".to_owned(),
+            audio: "whisper-base".to_owned(),
+            generator: "smollm2-135m".to_owned(),
+            image_guard: "open-nsfw".to_owned(),
+            text_guard: "prompt-guard".to_owned(),
+            image_guard_threshold: 0.8,
+            text_guard_threshold: 0.9,
+            image_guard_blocks: false,
+            text_guard_blocks: false,
+            branch_budget: 0.7,
+            thresholds: fusion::Thresholds::default(),
+        }
+    }
+}
+
+/// What is to be understood.
+#[derive(Clone, Debug, Default)]
+pub struct Input {
+    /// UTF-8 text.
+    pub text: Option<String>,
+    /// An encoded image.
+    pub image: Option<Bytes>,
+    /// An encoded clip.
+    pub audio: Option<Bytes>,
+    /// How much each modality counts.
+    pub emphasis: BTreeMap<Modality, Emphasis>,
+    /// What to answer; empty: the text, or a general question.
+    pub question: String,
+    /// No answer is wanted.
+    pub no_answer: bool,
+    /// Sampling of the answer, by the names of the generator's parameters.
+    pub sampling: Parameters,
+}
+
+impl Input {
+    fn modalities(&self) -> Vec<Modality> {
+        let given = [self.text.is_some(), self.image.is_some(), self.audio.is_some()];
+        Modality::ALL.into_iter().zip(given).filter_map(|(modality, given)| given.then_some(modality)).collect()
+    }
+
+    /// What to answer: what was asked, or else the text, or else a general question.
+    fn question(&self) -> &str {
+        let asked = [Some(self.question.as_str()), self.text.as_deref()];
+        let asked = asked.into_iter().flatten().map(str::trim).find(|question| !question.is_empty());
+        asked.unwrap_or("What is going on here?")
+    }
+
+    fn emphasis(&self, modality: Modality) -> Emphasis {
+        self.emphasis.get(&modality).copied().unwrap_or_default()
+    }
+}
+
+/// What happens while understanding.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A branch has finished, or was left out.
+    Branch(Branch),
+    /// All branches are in.
+    Fusion(fusion::Fusion),
+    /// A piece of the answer.
+    Delta(String),
+    /// Everything once more; the last event.
+    Done(Box<Report>),
+}
+
+/// The class names of an image model.
+pub type Labels = Arc<dyn Fn(&str) -> Vec<String> + Send + Sync>;
+
+/// A cheap handle.
+#[derive(Clone)]
+pub struct Understanding {
+    router: Router,
+    options: Arc<Options>,
+    labels: Labels,
+    space: Arc<OnceCell<LabelSpace>>,
+    manifest: Arc<Manifest>,
+}
+
+impl Understanding {
+    /// `labels` gives the class names of the image model.
+    pub fn new(router: Router, options: Options, labels: Labels) -> Result<Self> {
+        let manifest = Arc::new(ensemble::manifest()?);
+        Ok(Self { router, options: Arc::new(options), labels, space: Arc::default(), manifest })
+    }
+
+    /// Which models understand.
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// The label space, embedded on first use.
+    pub async fn space(&self) -> Result<&LabelSpace> {
+        let make = || LabelSpace::embed(&self.router, &self.options.text, (self.labels)(&self.options.image));
+        self.space.get_or_try_init(make).await
+    }
+
+    /// Looks, listens, reads, and answers. Events come as they happen.
+    pub fn run(&self, input: Input, context: Context) -> Result<impl Stream<Item = Result<Event>> + Send + use<>> {
+        let present = input.modalities();
+        if present.is_empty() {
+            return Err(Error::invalid("parts", "empty, expected text, image or audio"));
+        }
+        for (modality, emphasis) in &input.emphasis {
+            if !(emphasis.weight.is_finite() && emphasis.weight >= 0.0) {
+                let field = format!("emphasis.{modality}.weight");
+                return Err(Error::invalid(field, format!("{}, expected 0 or more", emphasis.weight)));
+            }
+        }
+        let permit = self.router.admission().enter()?;
+        let this = self.clone();
+        Ok(try_stream! {
+            let _permit = permit;
+            let started = Instant::now();
+            let mut timings = Vec::new();
+            let budget = this.branch_deadline(&input, &context);
+            let mut branches = Vec::new();
+            {
+                let mut running: FuturesUnordered<_> =
+                    present.iter().map(|&modality| this.branch(modality, &input, &context, budget)).collect();
+                while let Some(branch) = running.next().await {
+                    let branch = branch?;
+                    timings.push(Timing { stage: branch.modality.to_string(), seconds: branch.seconds });
+                    yield Event::Branch(branch.clone());
+                    branches.push(branch);
+                }
+            }
+            branches.sort_by_key(|branch| branch.modality);
+            let weights = |modality| input.emphasis(modality).weight;
+            let fusion = fusion::fuse(&branches, weights, &this.options.thresholds);
+            timings.push(Timing::since("branches", started));
+            yield Event::Fusion(fusion.clone());
+
+            let mut answer = Answer::of(&branches);
+            if !input.no_answer {
+                let writing = Instant::now();
+                let mut pieces = std::pin::pin!(this.answer(&input, &branches, &context));
+                while let Some(piece) = pieces.next().await {
+                    match piece {
+                        Ok(answer::Piece::Text(text)) => {
+                            answer.text.push_str(&text);
+                            yield Event::Delta(text);
+                        }
+                        Ok(answer::Piece::End(end)) => answer.end(end),
+                        // the senses have spoken: without an answer in words this is still one
+                        Err(error) => answer.reason = error.to_string(),
+                    }
+                }
+                timings.push(Timing::since("answer", writing));
+            }
+            timings.push(Timing::since("total", started));
+            let missing = branches.iter().any(|branch| matches!(branch.state, State::Late | State::Failed));
+            let degraded = missing || !answer.reason.is_empty();
+            yield Event::Done(Box::new(Report { branches, fusion, answer, degraded, timings }));
+        })
+    }
+
+    /// When a branch is left out.
+    fn branch_deadline(&self, input: &Input, context: &Context) -> Option<Instant> {
+        let left = context.deadline?.saturating_duration_since(Instant::now());
+        let share = if input.no_answer { 0.95 } else { self.options.branch_budget };
+        Some(Instant::now() + left.mul_f64(share.clamp(0.05, 1.0)))
+    }
+}
+
+/// Time that passed since `started`.
+fn seconds(started: Instant) -> f64 {
+    Duration::as_secs_f64(&started.elapsed())
+}

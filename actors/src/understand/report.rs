@@ -1,0 +1,207 @@
+//! What an understanding says, in the form in which it is kept and shown.
+
+use serde::Serialize;
+use tokio::time::Instant;
+
+use super::fusion::Fusion;
+use crate::batching::entry::Finish;
+use crate::manifest::Modality;
+
+/// How much a modality counts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Emphasis {
+    /// Weight of the fusion, 0 or more.
+    pub weight: f64,
+    /// Never computed.
+    pub mute: bool,
+}
+
+impl Default for Emphasis {
+    fn default() -> Self {
+        Self { weight: 1.0, mute: false }
+    }
+}
+
+/// How a branch ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// It speaks.
+    Ok,
+    /// The caller does not want it.
+    Muted,
+    /// It missed its budget.
+    Late,
+    /// A model failed.
+    Failed,
+    /// A guard contained it.
+    Blocked,
+    /// There is nothing in it: no speech, no text.
+    Empty,
+}
+
+/// Which version of which model spoke.
+#[derive(Clone, Debug, Default, Serialize)]
+#[allow(missing_docs)]
+pub struct ModelRef {
+    pub name: String,
+    pub version: String,
+}
+
+/// A class and its probability.
+#[derive(Clone, Debug, Serialize)]
+#[allow(missing_docs)]
+pub struct Label {
+    pub name: String,
+    pub probability: f32,
+}
+
+/// Words and when they were said, in seconds.
+#[derive(Clone, Debug, Serialize, serde::Deserialize)]
+#[allow(missing_docs)]
+pub struct Segment {
+    pub start: f64,
+    pub end: f64,
+    pub text: String,
+}
+
+/// A guard's judgement.
+#[derive(Clone, Debug, Serialize)]
+pub struct Guard {
+    /// Who judged.
+    pub model: ModelRef,
+    /// Probability that it should act.
+    pub score: f32,
+    /// Score from which it acts.
+    pub threshold: f32,
+    /// Whether it did.
+    pub triggered: bool,
+    /// Whether the branch was contained.
+    pub blocked: bool,
+}
+
+/// What one sense said.
+#[derive(Clone, Debug, Serialize)]
+pub struct Branch {
+    /// Which sense.
+    pub modality: Modality,
+    /// Which model.
+    pub model: ModelRef,
+    /// How it ended.
+    pub state: State,
+    /// Why it was left out.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    /// Where it stands in the shared space, of length 1; empty if it does not speak.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub embedding: Vec<f32>,
+    /// Top classes of an image.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub labels: Vec<Label>,
+    /// Timed speech of a clip.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub segments: Vec<Segment>,
+    /// What it said, in words.
+    pub words: String,
+    /// What guards thought of it.
+    pub guards: Vec<Guard>,
+    /// How long it took.
+    pub seconds: f64,
+    /// The text was longer than the model reads.
+    pub truncated: bool,
+}
+
+impl Branch {
+    /// A branch that has not spoken.
+    pub fn silent(modality: Modality, model: &str, state: State, reason: impl Into<String>) -> Self {
+        Self {
+            modality,
+            model: ModelRef { name: model.to_owned(), version: String::new() },
+            state,
+            reason: reason.into(),
+            embedding: Vec::new(),
+            labels: Vec::new(),
+            segments: Vec::new(),
+            words: String::new(),
+            guards: Vec::new(),
+            seconds: 0.0,
+            truncated: false,
+        }
+    }
+}
+
+/// The answer in words.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Answer {
+    /// What was written.
+    pub text: String,
+    /// Who wrote it.
+    pub model: ModelRef,
+    /// For readers who cannot see the image.
+    pub alternative_text: String,
+    /// For readers who cannot hear the clip.
+    pub transcript: String,
+    /// `stop`, `length`, or empty.
+    pub finish_reason: String,
+    /// Tokens of the prompt.
+    pub prompt_tokens: u64,
+    /// Tokens written.
+    pub completion_tokens: u64,
+    /// Why there is no answer, or not all of it.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+}
+
+impl Answer {
+    /// What every answer carries: words for what was seen and heard.
+    pub fn of(branches: &[Branch]) -> Self {
+        let words = |modality| {
+            let spoken = branches.iter().find(|branch| branch.modality == modality && branch.state == State::Ok);
+            spoken.map(|branch| branch.words.clone()).unwrap_or_default()
+        };
+        Self { alternative_text: words(Modality::Image), transcript: words(Modality::Audio), ..Self::default() }
+    }
+
+    /// The generator has ended.
+    pub fn end(&mut self, end: super::answer::End) {
+        self.model = end.model;
+        self.finish_reason = end.finish_reason;
+        self.prompt_tokens = end.prompt_tokens;
+        self.completion_tokens = end.completion_tokens;
+    }
+
+    /// Why it ended, if it did.
+    pub fn finish(&self) -> Option<Finish> {
+        [Finish::Stop, Finish::Length].into_iter().find(|finish| finish.as_str() == self.finish_reason)
+    }
+}
+
+/// How long a stage took.
+#[derive(Clone, Debug, Serialize)]
+#[allow(missing_docs)]
+pub struct Timing {
+    pub stage: String,
+    pub seconds: f64,
+}
+
+impl Timing {
+    /// A stage that ends now.
+    pub fn since(stage: &str, started: Instant) -> Self {
+        Self { stage: stage.to_owned(), seconds: super::seconds(started) }
+    }
+}
+
+/// Everything.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// What each sense said, in the order text, image, audio.
+    pub branches: Vec<Branch>,
+    /// What they say together.
+    pub fusion: Fusion,
+    /// The answer in words.
+    pub answer: Answer,
+    /// Something that was asked for is missing.
+    pub degraded: bool,
+    /// How long each stage took.
+    pub timings: Vec<Timing>,
+}
