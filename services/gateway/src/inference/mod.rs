@@ -1,0 +1,12 @@
+//! `inference.GRPCInferenceService`: the Open Inference Protocol v2, as Triton and KServe clients speak it.
+
+mod codec;
+mod contents;
+mod metadata;
+mod service;
+mod settings;
+mod shared_memory;
+mod statistics;
+
+pub use service::InferenceService;
+pub use settings::{SetFilter, Settings};

@@ -1,0 +1,375 @@
+//! The twenty calls.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use futures::{Stream, StreamExt};
+use sensorium_actors::error::{Error, Result};
+use sensorium_actors::manifest::Manifest;
+use sensorium_actors::pipeline::Assets;
+use sensorium_actors::request::{Reply, ReplyStream};
+use sensorium_actors::worker::served::Status as VersionStatus;
+use sensorium_proto::inference::grpc_inference_service_server::GrpcInferenceService;
+use sensorium_proto::inference::infer_parameter::ParameterChoice;
+use sensorium_proto::inference::model_repository_parameter::ParameterChoice as RepositoryParameter;
+use sensorium_proto::inference::repository_index_response::ModelIndex;
+use sensorium_proto::inference::*;
+use tonic::{Request, Response, Status, Streaming};
+use tracing::Instrument;
+
+use super::codec::{self, Incoming};
+use super::settings::Settings;
+use super::shared_memory::Regions;
+use super::{metadata, statistics};
+use crate::context::context;
+use crate::server::Door;
+use crate::status::{from_error, from_transport};
+use crate::trace;
+
+/// What this server adds to the protocol.
+const EXTENSIONS: [&str; 9] = [
+    "classification",
+    "sequence",
+    "model_repository",
+    "schedule_policy",
+    "model_configuration",
+    "system_shared_memory",
+    "binary_tensor_data",
+    "parameters",
+    "statistics",
+];
+
+/// See the module.
+pub struct InferenceService {
+    door: Arc<Door>,
+    regions: Arc<Regions>,
+    settings: Settings,
+}
+
+type Answer<T> = std::result::Result<Response<T>, Status>;
+
+impl InferenceService {
+    /// The service behind `door`.
+    pub fn new(door: Arc<Door>, settings: Settings) -> Self {
+        Self { door, regions: Arc::default(), settings }
+    }
+
+    async fn infer(
+        &self,
+        incoming: Incoming,
+        context: &sensorium_actors::request::Context,
+    ) -> Result<ModelInferResponse> {
+        let reply = match self.door.understanding.named(&incoming.request.model) {
+            Some(understanding) => understanding.infer(&incoming.request, context).await?,
+            None => self.door.router.infer(&incoming.request, context).await?,
+        };
+        encode(&self.door, &self.regions, &incoming.id, &incoming.wanted, reply)
+    }
+}
+
+fn encode(
+    door: &Door,
+    regions: &Regions,
+    id: &str,
+    wanted: &[codec::Wanted],
+    reply: Reply,
+) -> Result<ModelInferResponse> {
+    if wanted.is_empty() {
+        return codec::encode(reply, id.to_owned(), wanted, regions, &[]);
+    }
+    let served = door.worker.served(&reply.model, Some(reply.version)).ok();
+    let labels = match served.as_ref().map(|served| &served.assets) {
+        Some(Assets::Image { labels }) => labels.as_slice(),
+        _ => &[],
+    };
+    codec::encode(reply, id.to_owned(), wanted, regions, labels)
+}
+
+#[tonic::async_trait]
+impl GrpcInferenceService for InferenceService {
+    async fn server_live(&self, _: Request<ServerLiveRequest>) -> Answer<ServerLiveResponse> {
+        Ok(Response::new(ServerLiveResponse { live: true }))
+    }
+
+    async fn server_ready(&self, _: Request<ServerReadyRequest>) -> Answer<ServerReadyResponse> {
+        Ok(Response::new(ServerReadyResponse { ready: self.door.readiness.is_ready() }))
+    }
+
+    async fn model_ready(&self, request: Request<ModelReadyRequest>) -> Answer<ModelReadyResponse> {
+        let ModelReadyRequest { name, version } = request.into_inner();
+        let ready = codec::version(&version, "version").and_then(|version| {
+            if self.door.understanding.named(&name).is_some() {
+                return Ok(true);
+            }
+            Ok(self.door.worker.served(&name, version)?.status() == VersionStatus::Ready)
+        });
+        Ok(Response::new(ModelReadyResponse { ready: ready.map_err(|error| from_error(&error))? }))
+    }
+
+    async fn server_metadata(&self, _: Request<ServerMetadataRequest>) -> Answer<ServerMetadataResponse> {
+        Ok(Response::new(ServerMetadataResponse {
+            name: "sensorium".to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            extensions: EXTENSIONS.map(str::to_owned).to_vec(),
+        }))
+    }
+
+    async fn model_metadata(&self, request: Request<ModelMetadataRequest>) -> Answer<ModelMetadataResponse> {
+        let ModelMetadataRequest { name, version } = request.into_inner();
+        let (manifest, versions) = described(&self.door, &name, &version).map_err(|error| from_error(&error))?;
+        Ok(Response::new(metadata::metadata(&manifest, &versions)))
+    }
+
+    async fn model_config(&self, request: Request<ModelConfigRequest>) -> Answer<ModelConfigResponse> {
+        let ModelConfigRequest { name, version } = request.into_inner();
+        let (manifest, _) = described(&self.door, &name, &version).map_err(|error| from_error(&error))?;
+        Ok(Response::new(ModelConfigResponse { config: Some(metadata::config(&manifest)) }))
+    }
+
+    async fn model_infer(&self, request: Request<ModelInferRequest>) -> Answer<ModelInferResponse> {
+        let _timed = trace::Timed::start("ModelInfer");
+        let span = trace::request_span("ModelInfer", &request.get_ref().model_name, request.metadata());
+        async move {
+            let (metadata, _, message) = request.into_parts();
+            let incoming = codec::decode(message, &self.regions).map_err(|error| from_error(&error))?;
+            let context = context(&metadata, &incoming.request.parameters)?;
+            let answer = self.infer(incoming, &context).await;
+            answer.map(Response::new).map_err(|error| from_error(&error))
+        }
+        .instrument(span)
+        .await
+    }
+
+    type ModelStreamInferStream =
+        Pin<Box<dyn Stream<Item = std::result::Result<ModelStreamInferResponse, Status>> + Send>>;
+
+    async fn model_stream_infer(
+        &self,
+        request: Request<Streaming<ModelInferRequest>>,
+    ) -> Answer<Self::ModelStreamInferStream> {
+        let (metadata, _, messages) = request.into_parts();
+        let (door, regions) = (self.door.clone(), self.regions.clone());
+        // answers of one request stay in order; those of different requests come as they are ready
+        let width = door.limits.stream_requests;
+        let answers = messages
+            .map(move |message| {
+                let (door, regions, metadata) = (door.clone(), regions.clone(), metadata.clone());
+                async_stream::stream! {
+                    let message = match message {
+                        Ok(message) => message,
+                        Err(status) => {
+                            yield Err(from_transport(status));
+                            return;
+                        }
+                    };
+                    let id = message.id.clone();
+                    let mut answers = std::pin::pin!(stream_one(door, regions, metadata, message));
+                    while let Some(answer) = answers.next().await {
+                        yield Ok(answer.unwrap_or_else(|error| failed(&id, &error)));
+                    }
+                }
+                .boxed()
+            })
+            .flatten_unordered(width);
+        Ok(Response::new(Box::pin(answers)))
+    }
+
+    async fn model_statistics(&self, request: Request<ModelStatisticsRequest>) -> Answer<ModelStatisticsResponse> {
+        let ModelStatisticsRequest { name, version } = request.into_inner();
+        let all = statistics::statistics(&self.door.worker, &name, &version).map_err(|error| from_error(&error))?;
+        Ok(Response::new(ModelStatisticsResponse { model_stats: all }))
+    }
+
+    async fn repository_index(&self, request: Request<RepositoryIndexRequest>) -> Answer<RepositoryIndexResponse> {
+        let ready_only = request.into_inner().ready;
+        let mut models = index(&self.door).map_err(|error| from_error(&error))?;
+        models.retain(|model| !ready_only || model.state == "READY");
+        Ok(Response::new(RepositoryIndexResponse { models }))
+    }
+
+    async fn repository_model_load(
+        &self,
+        request: Request<RepositoryModelLoadRequest>,
+    ) -> Answer<RepositoryModelLoadResponse> {
+        let request = request.into_inner();
+        let overriding = overriding(&request).map_err(|error| from_error(&error))?;
+        self.door.load(&request.model_name, overriding).await.map_err(|error| from_error(&error))?;
+        Ok(Response::new(RepositoryModelLoadResponse {}))
+    }
+
+    async fn repository_model_unload(
+        &self,
+        request: Request<RepositoryModelUnloadRequest>,
+    ) -> Answer<RepositoryModelUnloadResponse> {
+        self.door.unload(&request.into_inner().model_name).await.map_err(|error| from_error(&error))?;
+        Ok(Response::new(RepositoryModelUnloadResponse {}))
+    }
+
+    async fn system_shared_memory_status(
+        &self,
+        request: Request<SystemSharedMemoryStatusRequest>,
+    ) -> Answer<SystemSharedMemoryStatusResponse> {
+        let regions = self.regions.status(&request.into_inner().name).map_err(|error| from_error(&error))?;
+        Ok(Response::new(SystemSharedMemoryStatusResponse { regions }))
+    }
+
+    async fn system_shared_memory_register(
+        &self,
+        request: Request<SystemSharedMemoryRegisterRequest>,
+    ) -> Answer<SystemSharedMemoryRegisterResponse> {
+        self.regions.register(request.into_inner()).map_err(|error| from_error(&error))?;
+        Ok(Response::new(SystemSharedMemoryRegisterResponse {}))
+    }
+
+    async fn system_shared_memory_unregister(
+        &self,
+        request: Request<SystemSharedMemoryUnregisterRequest>,
+    ) -> Answer<SystemSharedMemoryUnregisterResponse> {
+        self.regions.unregister(&request.into_inner().name);
+        Ok(Response::new(SystemSharedMemoryUnregisterResponse {}))
+    }
+
+    async fn cuda_shared_memory_status(
+        &self,
+        _: Request<CudaSharedMemoryStatusRequest>,
+    ) -> Answer<CudaSharedMemoryStatusResponse> {
+        Err(no_cuda())
+    }
+
+    async fn cuda_shared_memory_register(
+        &self,
+        _: Request<CudaSharedMemoryRegisterRequest>,
+    ) -> Answer<CudaSharedMemoryRegisterResponse> {
+        Err(no_cuda())
+    }
+
+    async fn cuda_shared_memory_unregister(
+        &self,
+        _: Request<CudaSharedMemoryUnregisterRequest>,
+    ) -> Answer<CudaSharedMemoryUnregisterResponse> {
+        Err(no_cuda())
+    }
+
+    async fn trace_setting(&self, request: Request<TraceSettingRequest>) -> Answer<TraceSettingResponse> {
+        let settings = self.settings.trace(request.into_inner()).map_err(|error| from_error(&error))?;
+        Ok(Response::new(TraceSettingResponse { settings }))
+    }
+
+    async fn log_settings(&self, request: Request<LogSettingsRequest>) -> Answer<LogSettingsResponse> {
+        let settings = self.settings.log(request.into_inner()).map_err(|error| from_error(&error))?;
+        Ok(Response::new(LogSettingsResponse { settings }))
+    }
+}
+
+fn no_cuda() -> Status {
+    from_error(&Error::Unimplemented("CUDA shared memory needs a GPU, and this server has none".to_owned()))
+}
+
+/// One request of a stream, with its answers.
+fn stream_one(
+    door: Arc<Door>,
+    regions: Arc<Regions>,
+    metadata: tonic::metadata::MetadataMap,
+    message: ModelInferRequest,
+) -> impl Stream<Item = Result<ModelStreamInferResponse>> {
+    async_stream::try_stream! {
+        let _timed = trace::Timed::start("ModelStreamInfer");
+        let span = trace::request_span("ModelStreamInfer", &message.model_name, &metadata);
+        let incoming = codec::decode(message, &regions)?;
+        let context = span.in_scope(|| context(&metadata, &incoming.request.parameters));
+        let context = context.map_err(|status| Error::invalid("grpc-timeout", status.message()))?;
+        let Incoming { mut request, id, wanted } = incoming;
+        let empty_final = request.parameters.flag("triton_enable_empty_final_response")?.unwrap_or(false);
+        request.parameters.0.remove("triton_enable_empty_final_response");
+        let mut replies: ReplyStream = match door.understanding.named(&request.model) {
+            Some(understanding) => understanding.stream(request, context).await?,
+            None => door.router.stream(request, context).await?,
+        };
+        let mut last = None;
+        while let Some(reply) = replies.next().await {
+            let reply = reply?;
+            last = Some((reply.model.clone(), reply.version));
+            let over = reply.last;
+            let mut response = encode(&door, &regions, &id, &wanted, reply)?;
+            mark_final(&mut response, over && !empty_final);
+            yield ModelStreamInferResponse { error_message: String::new(), infer_response: Some(response) };
+        }
+        if let Some((model, version)) = last.filter(|_| empty_final) {
+            let mut response = ModelInferResponse {
+                model_name: model.to_string(),
+                model_version: version.to_string(),
+                id,
+                ..Default::default()
+            };
+            mark_final(&mut response, true);
+            yield ModelStreamInferResponse { error_message: String::new(), infer_response: Some(response) };
+        }
+    }
+}
+
+fn mark_final(response: &mut ModelInferResponse, value: bool) {
+    let choice = Some(ParameterChoice::BoolParam(value));
+    response.parameters.insert("triton_final_response".to_owned(), InferParameter { parameter_choice: choice });
+}
+
+/// An error of one request does not end the stream.
+fn failed(id: &str, error: &Error) -> ModelStreamInferResponse {
+    ModelStreamInferResponse {
+        error_message: format!("[{}] {error}", error.code()),
+        infer_response: Some(ModelInferResponse { id: id.to_owned(), ..Default::default() }),
+    }
+}
+
+fn described(door: &Door, name: &str, version: &str) -> Result<(Manifest, Vec<u64>)> {
+    let version = codec::version(version, "version")?;
+    if let Some(understanding) = door.understanding.named(name) {
+        return Ok((understanding.manifest().clone(), vec![1]));
+    }
+    let served = door.worker.served(name, version)?;
+    let of_model = door.worker.versions().into_iter().filter(|other| other.manifest.name == name);
+    Ok(((*served.manifest).clone(), of_model.map(|other| other.version).collect()))
+}
+
+/// What lies in the repository, and how each version fares.
+fn index(door: &Door) -> Result<Vec<ModelIndex>> {
+    let versions = door.worker.versions();
+    let mut models = Vec::new();
+    for entry in door.worker.repository().list()? {
+        let loaded: Vec<_> = versions.iter().filter(|served| served.manifest.name == entry.name).collect();
+        if loaded.is_empty() {
+            let reason = entry.manifest.as_ref().err().map_or("unloaded".to_owned(), ToString::to_string);
+            let version = entry.versions.last().map_or(String::new(), u64::to_string);
+            models.push(ModelIndex { name: entry.name, version, state: "UNAVAILABLE".to_owned(), reason });
+            continue;
+        }
+        for served in loaded {
+            let (state, reason) = match served.status() {
+                VersionStatus::Ready => ("READY", String::new()),
+                VersionStatus::Loading => ("LOADING", String::new()),
+                VersionStatus::Unloading => ("UNLOADING", String::new()),
+                VersionStatus::Quarantined(reason) => ("UNAVAILABLE", reason),
+            };
+            let (name, version) = (entry.name.clone(), served.version.to_string());
+            models.push(ModelIndex { name, version, state: state.to_owned(), reason });
+        }
+    }
+    Ok(models)
+}
+
+/// The `config` parameter of a load: a whole model.toml that takes the place of the repository's.
+fn overriding(request: &RepositoryModelLoadRequest) -> Result<Option<Manifest>> {
+    if let Some(file) = request.parameters.keys().find(|name| name.starts_with("file:")) {
+        return Err(Error::Unimplemented(format!("parameter '{file}': a model's files are taken from the repository")));
+    }
+    let Some(parameter) = request.parameters.get("config") else { return Ok(None) };
+    let Some(RepositoryParameter::StringParam(text)) = &parameter.parameter_choice else {
+        return Err(Error::invalid("parameters.config", "expected the text of a model.toml"));
+    };
+    let manifest = Manifest::parse(text, std::path::Path::new("parameters.config"))
+        .map_err(|error| Error::invalid("parameters.config", error))?;
+    if manifest.name != request.model_name {
+        let message = format!("name = '{}', expected '{}'", manifest.name, request.model_name);
+        return Err(Error::invalid("parameters.config", message));
+    }
+    Ok(Some(manifest))
+}

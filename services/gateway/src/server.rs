@@ -1,0 +1,154 @@
+//! What stands behind the door, and the gRPC server itself.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sensorium_actors::error::Result;
+use sensorium_actors::manifest::Manifest;
+use sensorium_actors::route::Router;
+use sensorium_actors::understand::Understanding;
+use sensorium_actors::worker::Worker;
+use sensorium_cluster::membership::Lease;
+use sensorium_proto::admin::admin_server::AdminServer;
+use sensorium_proto::inference::grpc_inference_service_server::GrpcInferenceServiceServer;
+use sensorium_proto::v1::sensorium_server::SensoriumServer;
+use serde::{Deserialize, Serialize};
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::codec::CompressionEncoding;
+
+use crate::admin::AdminService;
+use crate::health::{self, Readiness};
+use crate::inference::{InferenceService, Settings};
+use crate::v1::SensoriumService;
+
+/// What one connection and one message may cost.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Bytes of a received message at most, after decompression.
+    pub max_message_bytes: usize,
+    /// Requests in work at most; more are refused with RESOURCE_EXHAUSTED.
+    pub max_inflight: u32,
+    /// Streams of one connection at most.
+    pub max_streams: u32,
+    /// Requests of one ModelStreamInfer stream in work at once.
+    pub stream_requests: usize,
+    /// Seconds of silence after which a connection is asked whether it is alive.
+    pub keep_alive_seconds: u64,
+    /// Seconds after which a connection that does not answer is closed.
+    pub keep_alive_timeout_seconds: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_message_bytes: 64 << 20,
+            max_inflight: 2048,
+            max_streams: 1024,
+            stream_requests: 32,
+            keep_alive_seconds: 30,
+            keep_alive_timeout_seconds: 10,
+        }
+    }
+}
+
+/// What the services share.
+pub struct Door {
+    /// The way of requests.
+    pub router: Router,
+    /// Models of this process.
+    pub worker: Worker,
+    /// Text, image and audio together.
+    pub understanding: Understanding,
+    /// Whether the server is ready.
+    pub readiness: Readiness,
+    /// What a connection may cost.
+    pub limits: Limits,
+    /// Our place in the register.
+    pub lease: Lease,
+}
+
+impl Door {
+    /// Loads a model and announces it.
+    pub async fn load(&self, model: &str, overriding: Option<Manifest>) -> Result<()> {
+        let loaded = self.worker.load(model, overriding).await;
+        self.announce().await;
+        loaded
+    }
+
+    /// Unloads a model and announces that it is gone.
+    pub async fn unload(&self, model: &str) -> Result<()> {
+        self.worker.unload(model).await?;
+        self.announce().await;
+        Ok(())
+    }
+
+    /// Tells the register which models are here, and waits until the front door knows.
+    pub async fn announce(&self) {
+        let mut models: Vec<String> =
+            self.worker.versions().iter().map(|served| served.manifest.name.clone()).collect();
+        models.dedup();
+        self.lease.update(models);
+        self.router.refresh().await;
+    }
+}
+
+/// Serves until `shutdown` resolves; then finishes what is in flight.
+pub async fn serve(
+    door: Arc<Door>,
+    settings: Settings,
+    listener: TcpListener,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), tonic::transport::Error> {
+    let limits = door.limits.clone();
+    let size = limits.max_message_bytes;
+    macro_rules! limited {
+        ($server:expr) => {
+            $server
+                .max_decoding_message_size(size)
+                .max_encoding_message_size(usize::MAX)
+                .accept_compressed(CompressionEncoding::Gzip)
+                .accept_compressed(CompressionEncoding::Zstd)
+                .send_compressed(CompressionEncoding::Gzip)
+                .send_compressed(CompressionEncoding::Zstd)
+        };
+    }
+    let inference = limited!(GrpcInferenceServiceServer::new(InferenceService::new(door.clone(), settings)));
+    let sensorium = limited!(SensoriumServer::new(SensoriumService::new(door.clone())));
+    let admin = limited!(AdminServer::new(AdminService::new(door.clone())));
+    let descriptors = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(sensorium_proto::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    // the descriptors are compiled in: if they did not parse, no test would pass
+    let reflection = descriptors().build_v1().ok();
+    let reflection_alpha = descriptors().build_v1alpha().ok();
+    let health = health::service(door.clone());
+    let incoming = TcpListenerStream::new(listener);
+    tonic::transport::Server::builder()
+        .tcp_nodelay(true)
+        .max_concurrent_streams(limits.max_streams)
+        .http2_keepalive_interval(Some(Duration::from_secs(limits.keep_alive_seconds)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(limits.keep_alive_timeout_seconds)))
+        .layer(tower::util::MapResponseLayer::new(crate::status::amend::<tonic::body::Body>))
+        .initial_stream_window_size(1 << 20)
+        .initial_connection_window_size(8 << 20)
+        .add_service(inference)
+        .add_service(sensorium)
+        .add_service(admin)
+        .add_service(health)
+        .add_optional_service(reflection)
+        .add_optional_service(reflection_alpha)
+        .serve_with_incoming_shutdown(incoming, shutdown)
+        .await
+}
+
+/// Binds, with the address in the error.
+pub async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|error| std::io::Error::new(error.kind(), format!("cannot listen on {address}: {error}")))
+}

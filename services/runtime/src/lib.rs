@@ -1,0 +1,5 @@
+//! Configuration, telemetry, signals: what every process needs and none of our domain.
+
+pub mod config;
+pub mod signal;
+pub mod telemetry;

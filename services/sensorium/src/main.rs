@@ -1,0 +1,64 @@
+//! The `sensorium` binary: it serves, and it is the operator's hand.
+
+// a binary exports nothing: `pub` in its modules means "for the rest of it"
+#![allow(unreachable_pub)]
+
+mod config;
+#[cfg(feature = "worker")]
+mod parent;
+#[cfg(feature = "worker")]
+mod serve;
+mod verbs;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// A distributed, actor-based serving cluster for AI that sees, hears and reads.
+#[derive(Parser)]
+#[command(version, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Serve everything in one process: gateway, worker, and embedded twins of etcd, NATS and Redis.
+    #[cfg(feature = "worker")]
+    Serve(config::ConfigArgs),
+    /// Ask the server about a picture, a sound and a sentence.
+    Infer(verbs::infer::InferArgs),
+    /// What the server does.
+    Status(verbs::status::StatusArgs),
+    /// Models of the server's repository.
+    Models(verbs::models::ModelsArgs),
+    /// The live supervision tree.
+    Actors(verbs::actors::ActorsArgs),
+    /// The model card of a served version.
+    Card(verbs::card::CardArgs),
+    /// Configuration files.
+    #[command(subcommand)]
+    Config(config::ConfigVerb),
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let outcome = match Cli::parse().verb {
+        #[cfg(feature = "worker")]
+        Verb::Serve(args) => serve::run(args).await,
+        Verb::Infer(args) => verbs::infer::run(args).await,
+        Verb::Status(args) => verbs::status::run(args).await,
+        Verb::Models(args) => verbs::models::run(args).await,
+        Verb::Actors(args) => verbs::actors::run(args).await,
+        Verb::Card(args) => verbs::card::run(args).await,
+        Verb::Config(verb) => config::run(&verb),
+    };
+    outcome.unwrap_or_else(|error| fail(&error))
+}
+
+#[allow(clippy::print_stderr)]
+fn fail(error: &anyhow::Error) -> ExitCode {
+    eprintln!("sensorium: {error:#}");
+    ExitCode::FAILURE
+}
