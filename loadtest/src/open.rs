@@ -1,0 +1,137 @@
+//! Open loop: requests come at a rate, as they do from the world, whether or not the server keeps up.
+//!
+//! Latency counts from the moment a request was due. A driver that counts from the moment it got around to sending
+//! hides exactly the waits that callers complain of ("coordinated omission", Gil Tene).
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use crate::error::Result;
+use crate::record::{Mode, Record, Report, Window};
+use crate::work::{Client, Outcome, Work};
+
+/// Arrivals, and their bounds.
+#[derive(Clone, Copy, Debug)]
+pub struct Load {
+    /// HTTP/2 connections; requests take turns.
+    pub connections: usize,
+    /// Requests per second, as a Poisson process.
+    pub rate: f64,
+    /// Not measured.
+    pub warm_up: Duration,
+    /// Measured.
+    pub time: Duration,
+    /// Requests at most, warm-up included; 0: as many as the time brings.
+    pub count: u64,
+    /// Requests that may be unanswered at once; those beyond are not sent, and are counted.
+    pub outstanding: usize,
+    /// Of the arrivals, so that two runs can be alike.
+    pub seed: u64,
+}
+
+/// Runs `work` against `target`.
+///
+/// # Errors
+/// If nobody answers at `target`. Requests that fail are counted in the report.
+pub async fn run(target: &str, work: &Work, load: Load) -> Result<Report> {
+    let mut clients = Vec::with_capacity(load.connections.max(1));
+    for _ in 0..load.connections.max(1) {
+        clients.push(Client::connect(target).await?);
+    }
+    let permits = Arc::new(Semaphore::new(load.outstanding.min(Semaphore::MAX_PERMITS)));
+    let begin = Instant::now();
+    let start = begin + load.warm_up;
+    let window = Window { start, end: start + load.time };
+    let mut all = Record::default();
+    let mut calls: JoinSet<(Instant, Result<Outcome, tonic::Code>, Instant)> = JoinSet::new();
+    let mut arrivals = Arrivals::new(begin, load.rate, load.seed);
+    let mut number = 0;
+    let mut last = begin;
+    loop {
+        let due = arrivals.next();
+        if due >= window.end || (load.count > 0 && number >= load.count) {
+            break;
+        }
+        last = due;
+        tokio::time::sleep_until(due.into()).await;
+        // answers are taken while there is time, so that finished calls do not pile up
+        while let Some(done) = calls.try_join_next() {
+            settle(&mut all, &window, done);
+        }
+        match permits.clone().try_acquire_owned() {
+            Err(_) if due >= window.start => all.fail("NotSent"),
+            Err(_) => {}
+            Ok(permit) => {
+                let which = usize::try_from(number).unwrap_or(0) % clients.len();
+                let (mut client, work) = (clients[which].clone(), work.clone());
+                calls.spawn(async move {
+                    let result = work.call(&mut client, number).await.map_err(|status| status.code());
+                    drop(permit);
+                    (due, result, Instant::now())
+                });
+            }
+        }
+        number += 1;
+    }
+    while let Some(done) = calls.join_next().await {
+        settle(&mut all, &window, done);
+    }
+    let end = if load.count > 0 && number >= load.count { last } else { window.end };
+    let seconds = end.saturating_duration_since(window.start).as_secs_f64().max(f64::EPSILON);
+    Ok(all.report(work.name(), Mode::Open { rate: load.rate }, seconds))
+}
+
+type Done = Result<(Instant, Result<Outcome, tonic::Code>, Instant), tokio::task::JoinError>;
+
+fn settle(all: &mut Record, window: &Window, done: Done) {
+    match done {
+        Ok((due, result, end)) => all.note(window, due, end, result),
+        Err(_) => all.fail("Panicked"),
+    }
+}
+
+/// A gap that outlasts every run, for rates next to nothing.
+const NEVER: Duration = Duration::from_secs(86_400);
+
+/// The moments of a Poisson process.
+struct Arrivals {
+    at: Instant,
+    rate: f64,
+    random: StdRng,
+}
+
+impl Arrivals {
+    fn new(start: Instant, rate: f64, seed: u64) -> Self {
+        Self { at: start, rate, random: StdRng::seed_from_u64(seed) }
+    }
+
+    fn next(&mut self) -> Instant {
+        // 1 - u lies in (0, 1], where the logarithm is finite
+        let apart = -(1.0 - self.random.random::<f64>()).ln() / self.rate;
+        self.at += Duration::try_from_secs_f64(apart).unwrap_or(NEVER).min(NEVER);
+        self.at
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arrivals_keep_their_rate_and_are_not_even() {
+        let start = Instant::now();
+        let mut arrivals = Arrivals::new(start, 1000.0, 7);
+        let moments: Vec<Instant> = (0..10_000).map(|_| arrivals.next()).collect();
+        let seconds = moments[9999].duration_since(start).as_secs_f64();
+        assert!((seconds - 10.0).abs() < 0.5, "{seconds}");
+        let gaps = moments.windows(2).map(|pair| pair[1].duration_since(pair[0]).as_secs_f64());
+        // the deviation of exponential gaps is their mean
+        let deviation = (gaps.map(|gap| (gap - 0.001).powi(2)).sum::<f64>() / 9999.0).sqrt();
+        assert!((deviation - 0.001).abs() < 0.0001, "{deviation}");
+    }
+}
