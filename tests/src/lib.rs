@@ -1,0 +1,35 @@
+//! End-to-end tests with real processes and real models.
+//!
+//! Tests enter by the public door: they start the real binary on free ports and talk to it by gRPC and HTTP. This
+//! library starts servers ([`Server`]), lays out model repositories ([`Repository`]), writes requests ([`Ask`]) and
+//! reads answers.
+
+mod ask;
+mod client;
+mod http;
+mod load;
+mod refusal;
+mod repository;
+pub mod samples;
+mod server;
+pub mod words;
+
+use std::time::Duration;
+
+pub use ask::{Ask, Given, chaos};
+pub use client::{Client, within};
+pub use http::get;
+pub use load::{Load, eventually};
+pub use refusal::Refusal;
+pub use repository::Repository;
+pub use server::{Exit, Server, ServerOptions};
+
+/// What no answer may take, on a slow machine under load: past it something hangs.
+pub const PATIENCE: Duration = Duration::from_secs(300);
+
+/// Cosine of two vectors.
+pub fn cosine(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len(), "vectors of different length");
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(x, y)| x * y).sum::<f32>();
+    dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
+}

@@ -1,0 +1,61 @@
+//! Shutdown: what is in flight is finished, what comes later is refused politely.
+
+use std::time::Duration;
+
+use futures::future::join_all;
+use sensorium_tests::{Refusal, Repository, Server, ServerOptions, chaos, eventually, get};
+use tonic::Code;
+
+#[tokio::test]
+async fn a_drain_finishes_what_is_in_flight() {
+    let server = Server::start(ServerOptions::new(Repository::new().chaos("chaos", &[]))).await;
+    let client = server.client().await;
+    let in_flight: Vec<_> = (0..20)
+        .map(|n| {
+            let client = client.clone();
+            tokio::spawn(async move { client.infer(chaos("chaos", -1500.0, n as f32)).await })
+        })
+        .collect();
+    eventually("20 requests in flight", async || {
+        (server.metric("sensorium_inflight_requests", &[]).await > 19.5).then_some(())
+    })
+    .await;
+    server.terminate();
+    eventually("not ready any more", async || {
+        get(server.http, "/readyz").await.is_ok_and(|(status, _)| status == 503).then_some(())
+    })
+    .await;
+    let refusal = Refusal::of(client.infer(chaos("chaos", 0.0, 0.0)).await);
+    refusal.is_retriable(Code::Unavailable, "DRAINING");
+    assert_eq!(get(server.http, "/livez").await.unwrap().0, 200, "draining is alive");
+    for answer in join_all(in_flight).await {
+        answer.unwrap().unwrap();
+    }
+    let exit = server.wait(Duration::from_secs(30)).await;
+    assert_eq!(exit.code, Some(0), "{}", exit.log);
+}
+
+#[tokio::test]
+async fn a_drain_has_an_end() {
+    let repository = Repository::new().chaos("chaos", &[]);
+    let server = Server::start(ServerOptions::new(repository).set("drain_seconds", "1")).await;
+    let client = server.client().await;
+    let endless = tokio::spawn({
+        let client = client.clone();
+        async move { client.infer(chaos("chaos", -600_000.0, 0.0)).await }
+    });
+    eventually("a request in work", async || (client.actor("route/chaos").await.queue_depth == 1).then_some(())).await;
+    server.terminate();
+    let exit = server.wait(Duration::from_secs(30)).await;
+    assert_eq!(exit.code, Some(0), "{}", exit.log);
+    Refusal::of(endless.await.unwrap());
+}
+
+#[tokio::test]
+async fn a_server_that_is_still_loading_can_be_stopped() {
+    let server = Server::spawn(ServerOptions::new(Repository::pack()));
+    eventually("the HTTP side", async || get(server.http, "/livez").await.ok()).await;
+    server.terminate();
+    let exit = server.wait(Duration::from_secs(60)).await;
+    assert_eq!(exit.code, Some(0), "{}", exit.log);
+}
