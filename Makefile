@@ -1,0 +1,58 @@
+# Every target sets up what it needs; the set-up is idempotent and takes a second when all is there.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+cache := $(or $(SENSORIUM_CACHE),$(HOME)/.cache/sensorium)
+target := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
+binary := $(target)/release/sensorium
+# what the set-up found, for cargo and for the tests
+with_env := set -a; . "$(cache)/env"; set +a;
+
+# without these a build of two cores runs out of patience before it runs out of memory
+export CARGO_INCREMENTAL ?= 0
+
+.PHONY: help
+help: ## Lists the targets.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: ## Installs system packages, libtorch, the model pack and samples.
+	@services/worker/setup/setup.sh
+
+.PHONY: setup-tests
+setup-tests:
+	@services/worker/setup/setup.sh --tests
+
+.PHONY: build
+build: setup ## Builds the release binary.
+	@$(with_env) cargo build --release --locked -p sensorium
+
+.PHONY: run
+run: build ## Sets up, builds and serves the default model pack.
+	@$(with_env) exec "$(binary)" serve
+
+.PHONY: test
+test: setup-tests ## Sets up and passes all tests.
+	@# all at once: a package built alone has other features, and all it depends on would be compiled again
+	@$(with_env) cargo build --release --locked --workspace --all-targets
+	@$(with_env) SENSORIUM_BINARY="$(binary)" cargo test --release --locked --workspace
+	@$(with_env) SENSORIUM_BINARY="$(binary)" "$$SENSORIUM_TEST_PYTHON" -m pytest -q tests/tritonclient
+
+.PHONY: lint
+lint: setup ## Checks formatting, clippy, rustdoc and the direction of dependencies.
+	cargo fmt --all --check
+	@$(with_env) cargo clippy --release --locked --workspace --all-targets -- -D warnings
+	@$(with_env) RUSTDOCFLAGS="-D warnings" cargo doc --release --locked --workspace --no-deps --quiet
+	@$(with_env) cargo test --release --locked --workspace --test boundaries
+
+.PHONY: bench
+bench: build ## Measures against baselines in one run; see docs/PERFORMANCE.md.
+	@$(with_env) cargo build --release --locked --workspace --all-targets
+	@$(with_env) "$(target)/release/loadtest" bench --server "$(binary)" \
+		--forward-loop "$(target)/release/examples/forward_loop" \
+		--clip "$$SENSORIUM_SAMPLES/speech/sense_and_sensibility_01_austen_64kb-0880.wav" $(BENCH)
+
+.PHONY: clean
+clean: ## Removes what was built; the cache stays.
+	cargo clean
