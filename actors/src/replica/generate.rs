@@ -176,7 +176,7 @@ fn step(
 
     let stepped = fed.len();
     let mut rows = logits.iter();
-    let mut finished = Vec::new();
+    let mut said = Vec::with_capacity(stepped);
     for (at, count, last) in fed {
         runs[at].fed += count;
         if !last {
@@ -185,61 +185,80 @@ fn step(
         let Some(row) = rows.next() else { return Err("the decoder gave too few rows of logits".to_owned()) };
         let run = &mut runs[at];
         let context = decoder.context_length();
-        let over = thread.hands.with(|held| match &mut held[at].1.work {
+        let piece = thread.hands.with(|held| match &mut held[at].1.work {
             Work::Generate(generation) => advance(run, generation, generator, row, context),
-            Work::Forward { .. } => true,
+            Work::Forward { .. } => Err(Error::Internal("rows of a call among sequences".to_owned())),
         });
-        match over {
-            None => return Ok(None),
-            Some(true) => finished.push(at),
-            Some(false) => {}
-        }
+        let Some(piece) = piece else { return Ok(None) };
         if !std::mem::replace(&mut runs[at].started, true) {
             thread.metrics.first_token.record(runs[at].joined.elapsed());
         }
         thread.metrics.generated_tokens.increment(1);
+        said.push((at, piece));
     }
-    thread.metrics.step(stepped, finished.len(), BatchTiming { infer, ..BatchTiming::default() });
-    for at in finished.into_iter().rev() {
-        leave(thread, decoder, runs, at);
+    // counted before it is told: who has an answer finds it in the figures
+    let over = |piece: &Result<Piece>| piece.as_ref().map_or(true, |piece| piece.finish.is_some());
+    let finished = said.iter().filter(|(_, piece)| over(piece)).count();
+    thread.metrics.step(stepped, finished, BatchTiming { infer, ..BatchTiming::default() });
+    for (at, piece) in said.into_iter().rev() {
+        let over = over(&piece);
+        if tell(thread, at, piece).is_none() {
+            return Ok(None);
+        }
+        if over {
+            leave(thread, decoder, runs, at);
+        }
     }
     Ok(Some(()))
 }
 
-/// Chooses the next token and says what has become certain. True when the sequence is over.
-fn advance(run: &mut Run, generation: &mut Generation, generator: &Generator, logits: &[f32], context: usize) -> bool {
+/// Sends a piece to whoever reads the sequence. `None`: the thread was written off.
+fn tell(thread: &Thread, at: usize, piece: Result<Piece>) -> Option<()> {
+    if matches!(&piece, Ok(piece) if piece.text.is_empty() && piece.finish.is_none()) {
+        return Some(());
+    }
+    thread.hands.with(|held| {
+        if let Work::Generate(generation) = &mut held[at].1.work {
+            if let Ok(piece) = &piece {
+                generation.sent += piece.text.len();
+            }
+            // a reader that has gone is noticed before the next step
+            let _ = generation.sink.send(piece);
+        }
+    })
+}
+
+/// Chooses the next token and what has become certain with it; the last piece says why the sequence is over.
+fn advance(
+    run: &mut Run,
+    generation: &mut Generation,
+    generator: &Generator,
+    logits: &[f32],
+    context: usize,
+) -> Result<Piece> {
     let sampling = &generation.sampling;
     let token = sampling.pick(logits, generation.generated.len());
+    run.pending = vec![token];
+    run.fed = 0;
     let mut finish = None;
-    let mut text = Ok(String::new());
+    let mut text = String::new();
     if generator.end.contains(&token) {
         finish = Some(Finish::Stop);
     } else {
         generation.generated.push(token);
-        text = run.text.push(token, &sampling.stop).map(|(text, stopped)| {
-            finish = stopped.then_some(Finish::Stop);
-            text
-        });
+        let (certain, stopped) = run.text.push(token, &sampling.stop)?;
+        text = certain;
         let length = generation.prompt.len() + generation.generated.len();
-        if finish.is_none() && (generation.generated.len() >= sampling.max_tokens || length >= context) {
+        if stopped {
+            finish = Some(Finish::Stop);
+        } else if generation.generated.len() >= sampling.max_tokens || length >= context {
             finish = Some(Finish::Length);
         }
     }
-    if finish.is_some() && text.is_ok() {
-        text = text.and_then(|text| Ok(text + &run.text.rest(&sampling.stop)?));
+    if finish.is_some() {
+        text += &run.text.rest(&sampling.stop)?;
     }
-    run.pending = vec![token];
-    run.fed = 0;
-    let failed = text.is_err();
-    let piece = text.map(|text| {
-        generation.sent += text.len();
-        Piece { text, finish, tokens: generation.generated.len() }
-    });
-    let silent = matches!(&piece, Ok(piece) if piece.text.is_empty() && piece.finish.is_none());
-    if !silent && generation.sink.send(piece).is_err() {
-        return true;
-    }
-    failed || finish.is_some()
+    Ok(Piece { text, finish, tokens: generation.generated.len() })
 }
 
 /// Tokens to text, holding back what may still become a stop string.
