@@ -5,13 +5,9 @@ use sensorium_media::mel::{FRAMES, Mel};
 use sensorium_media::vad::{Options, segments};
 use serde_json::Value;
 
-use crate::audio::SPEECH;
-use crate::fixture;
+use crate::audio::speech;
+use crate::reference;
 use crate::text::tokenizer;
-
-fn reference(name: &str) -> Value {
-    serde_json::from_slice(&fixture(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
-}
 
 fn floats(values: &Value) -> Vec<f64> {
     values.as_array().unwrap().iter().map(|value| value.as_f64().unwrap()).collect()
@@ -23,10 +19,8 @@ fn ids(values: &Value) -> Vec<u32> {
 
 #[test]
 fn the_mel_spectrogram_is_that_of_transformers() {
-    let expected = reference("whisper_mel.json");
-    let path = format!("{SPEECH}/{}", expected["clip"].as_str().unwrap());
-    let bytes = std::fs::read(&path)
-        .unwrap_or_else(|error| panic!("{path}: {error}; install the Debian package pocketsphinx-testdata"));
+    let expected = reference("whisper_parts");
+    let bytes = std::fs::read(speech().join(expected["clip"].as_str().unwrap())).unwrap();
     let clip = audio::decode(&bytes, &audio::Limits { max_bytes: 16 << 20, max_seconds: 600.0 }).unwrap();
     assert_eq!(clip.samples.len() as u64, expected["samples"].as_u64().unwrap());
     let got = Mel::new(80).unwrap().log_mel(&clip.samples);
@@ -41,7 +35,7 @@ fn the_mel_spectrogram_is_that_of_transformers() {
 
 #[test]
 fn speech_segments_are_those_of_silero_vad() {
-    let expected = reference("speech_segments.json");
+    let expected = reference("speech_segments");
     let probabilities: Vec<f32> = floats(&expected["probabilities"]).into_iter().map(|p| p as f32).collect();
     let total = usize::try_from(expected["samples"].as_u64().unwrap()).unwrap();
     let got: Vec<Value> = segments(&probabilities, total, &Options::default())
@@ -53,7 +47,7 @@ fn speech_segments_are_those_of_silero_vad() {
 
 #[test]
 fn tokens_are_those_of_the_models_own_tokenizers() {
-    let expected = reference("tokens.json");
+    let expected = reference("tokens");
     for model in ["minilm", "smollm2-135m", "whisper-base", "whisper-tiny-en"] {
         let tokenizer = tokenizer(model);
         for item in expected["items"].as_array().unwrap() {

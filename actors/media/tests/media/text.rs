@@ -1,6 +1,5 @@
 //! Tokenizers of the model repository: limits, huge texts, streaming, transcripts.
 
-use std::path::PathBuf;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
@@ -8,15 +7,12 @@ use proptest::prelude::*;
 use sensorium_media::text::{Detokenizer, Error, Tokenizer};
 use sensorium_media::transcript::{Heard, Segment, Transcript, transcript};
 
+use crate::set_up;
+
 /// The tokenizer of a model in `$SENSORIUM_REPOSITORY`, or in the default repository.
 pub(crate) fn tokenizer(model: &str) -> Tokenizer {
-    let repository = std::env::var_os("SENSORIUM_REPOSITORY").map(PathBuf::from).unwrap_or_else(|| {
-        let home = std::env::var_os("HOME").expect("HOME or SENSORIUM_REPOSITORY is set");
-        PathBuf::from(home).join(".cache/sensorium/models")
-    });
-    let path = repository.join(model).join("1/tokenizer.json");
-    Tokenizer::from_file(&path)
-        .unwrap_or_else(|error| panic!("{error}; build the model repository, or set SENSORIUM_REPOSITORY"))
+    let path = set_up("SENSORIUM_REPOSITORY", "models").join(model).join("1/tokenizer.json");
+    Tokenizer::from_file(&path).unwrap()
 }
 
 #[test]
