@@ -47,9 +47,14 @@ pub fn load(model: &str, change: impl FnOnce(&mut Manifest)) -> Model {
     TchLoader::new(Options::default()).load(&manifest, &directory).expect("the model loads")
 }
 
-/// A model that answers in one call, as its manifest says or in another numeric type.
+/// A model that answers in one call, as its manifest says or in one numeric type and no other.
 pub fn engine(model: &str, dtype: Option<Dtype>) -> Box<dyn Engine> {
-    engine_with(model, |manifest| manifest.dtype = dtype.unwrap_or(manifest.dtype))
+    engine_with(model, |manifest| {
+        if let Some(dtype) = dtype {
+            manifest.dtype = dtype;
+            manifest.generation.int8_max_sequences = 0;
+        }
+    })
 }
 
 /// A model that answers in one call.
