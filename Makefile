@@ -30,7 +30,7 @@ build: setup ## Builds the release binary.
 
 .PHONY: run
 run: build ## Sets up, builds and serves the default model pack.
-	@$(with_env) exec "$(binary)" serve
+	@$(with_env) exec "$(binary)" serve --supervised
 
 .PHONY: test
 test: setup-tests ## Sets up and passes all tests.

@@ -66,11 +66,11 @@ pub struct Stats {
     pub cancel: Tally,
     /// Rows' time in the queue.
     pub queue: Tally,
-    /// Decoding, tokenising, stacking and padding.
+    /// Stacking and padding; each row of a batch counts the whole batch's time, as it waited for it.
     pub compute_input: Tally,
-    /// On the device.
+    /// On the device; likewise.
     pub compute_infer: Tally,
-    /// Splitting and encoding outputs.
+    /// Splitting outputs; likewise.
     pub compute_output: Tally,
     /// Answers from the cache.
     pub cache_hit: Tally,
@@ -98,9 +98,10 @@ impl Stats {
     pub fn batch(&self, rows: u64, inferences: u64, timing: BatchTiming) {
         self.inference_count.fetch_add(inferences, Relaxed);
         self.execution_count.fetch_add(1, Relaxed);
-        self.compute_input.add_many(inferences, timing.input);
-        self.compute_infer.add_many(inferences, timing.infer);
-        self.compute_output.add_many(inferences, timing.output);
+        let each = u32::try_from(rows).unwrap_or(u32::MAX);
+        self.compute_input.add_many(inferences, timing.input * each);
+        self.compute_infer.add_many(inferences, timing.infer * each);
+        self.compute_output.add_many(inferences, timing.output * each);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         self.last_inference_ms.store(u64::try_from(now.as_millis()).unwrap_or(u64::MAX), Relaxed);
         let mut batches = self.batches.lock();

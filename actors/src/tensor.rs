@@ -328,6 +328,8 @@ impl Iterator for BytesElements<'_> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -346,6 +348,41 @@ mod tests {
         assert!(Tensor::new(DataType::Fp64, vec![i64::MAX, 2], Bytes::new()).is_err());
         assert!(Tensor::new(DataType::Bytes, vec![1], Bytes::from_static(&[9, 0, 0, 0, 1])).is_err());
         assert!(Tensor::new(DataType::Bytes, vec![2], Tensor::from_elements(&["one"]).into_data()).is_err());
+    }
+
+    proptest! {
+        /// Whatever bytes come, a tensor is either refused or consistent, and nothing panics.
+        #[test]
+        fn arbitrary_bytes_are_refused_or_consistent(
+            dtype in 0..14usize,
+            shape in prop::collection::vec(prop_oneof![-2..5i64, any::<i64>()], 0..4),
+            data in prop::collection::vec(any::<u8>(), 0..96),
+            start in 0..6usize,
+            count in 0..6usize,
+        ) {
+            let names = ["BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "BF16", "FP32", "FP64", "BYTES"];
+            let dtype: DataType = names[dtype].parse().unwrap();
+            if let Ok(tensor) = Tensor::new(dtype, shape.clone(), Bytes::from(data)) {
+                prop_assert_eq!(tensor.shape(), &shape[..]);
+                match dtype {
+                    DataType::Bytes => {
+                        prop_assert_eq!(tensor.elements().unwrap().len(), element_count(&shape).unwrap());
+                    }
+                    _ => drop(tensor.elements().unwrap_err()),
+                }
+                if let Ok(cut) = tensor.slice_rows(start, count) {
+                    prop_assert_eq!(cut.rows(), count);
+                    prop_assert!(Tensor::new(dtype, cut.shape().to_vec(), cut.data().clone()).is_ok());
+                }
+            }
+        }
+
+        #[test]
+        fn elements_survive(elements in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..20), 0..6)) {
+            let tensor = Tensor::from_elements(&elements);
+            let again = Tensor::new(DataType::Bytes, tensor.shape().to_vec(), tensor.data().clone()).unwrap();
+            prop_assert_eq!(again.elements().unwrap(), elements);
+        }
     }
 
     #[test]

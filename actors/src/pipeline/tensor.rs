@@ -3,12 +3,14 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use futures::future::try_join_all;
 
 use super::{Answer, join, named, unexpected};
 use crate::error::{Error, Result};
+use crate::manifest::{Manifest, TensorSpec};
 use crate::request::{Context, Parameters, Request};
-use crate::tensor::Tensor;
+use crate::tensor::{self, Tensor};
 use crate::worker::served::{Row, Served};
 
 pub(super) async fn run(served: &Arc<Served>, request: &Request, context: &Context, rows: usize) -> Result<Answer> {
@@ -44,6 +46,17 @@ pub(super) async fn run(served: &Arc<Served>, request: &Request, context: &Conte
         }
     }
     Ok((outputs, Parameters::default()))
+}
+
+/// One row of zeros, where the manifest says how long a row is.
+pub(super) fn warm_up(manifest: &Manifest) -> Result<Vec<Vec<Tensor>>, tensor::Error> {
+    let zeros = |spec: &TensorSpec| {
+        let shape: Vec<i64> = [1].into_iter().chain(spec.shape.iter().skip(1).copied()).collect();
+        let bytes = tensor::element_count(&shape).ok()? * spec.datatype.size()?;
+        Some(Tensor::new(spec.datatype, shape, Bytes::from(vec![0; bytes])))
+    };
+    let row: Option<Vec<_>> = manifest.inputs.iter().map(zeros).collect();
+    row.map(|row| row.into_iter().collect::<Result<Vec<_>, _>>()).into_iter().collect()
 }
 
 /// Rows whose fixed dimensions are equal may share a batch.

@@ -101,7 +101,8 @@ impl Thread {
         if self.withdrawn.get() {
             return;
         }
-        let offer = Offer { replica: self.id, intake: self.sender.clone(), credits, per_row };
+        // the first offer is that of an idle replica
+        let offer = Offer { replica: self.id, intake: self.sender.clone(), credits, capacity: credits, per_row };
         let _ = self.batcher.cast(batcher::Message::Offer(offer));
     }
 
@@ -147,6 +148,8 @@ pub struct State {
     /// Keeps the thread's intake open; the thread ends when this and the batcher's offer are gone.
     closing: Option<Sender<()>>,
     counted: bool,
+    /// Bytes that the model holds.
+    memory: u64,
 }
 
 impl Actor for Replica {
@@ -174,11 +177,21 @@ impl Actor for Replica {
         let watch = watch_interval(&args.served.manifest);
         let replica = myself.clone();
         std::thread::Builder::new().name(format!("device-{}", args.served.manifest.name)).spawn(move || {
+            let lived = catch_unwind(AssertUnwindSafe(|| live(&thread, &for_thread, &replica, &closed)));
+            let last_word = lived.unwrap_or_else(|panic| {
+                let reason = format!("panicked: {}", panic_text(&*panic));
+                if let Some(held) = thread.hands.empty() {
+                    let told = format!("replica of {} failed: {reason}", thread.manifest.name);
+                    forward::isolate(&thread, held, &Error::Internal(told));
+                }
+                Message::Ended(Err(reason))
+            });
+            drop(thread);
             // an actor that has gone away needs no word
-            let _ = replica.cast(live(thread, &for_thread, &replica, &closed));
+            let _ = replica.cast(last_word);
         })?;
         myself.send_interval(watch, || Message::Watch);
-        Ok(State { args, hands, closing: Some(closing), counted: false })
+        Ok(State { args, hands, closing: Some(closing), counted: false, memory: 0 })
     }
 
     async fn post_stop(&self, _: ActorRef<Message>, state: &mut State) -> Result<(), ActorProcessingErr> {
@@ -196,7 +209,7 @@ impl Actor for Replica {
         match message {
             Message::Ready { memory } => {
                 state.args.shared.tree.set(&state.args.path, TreeState::Running);
-                state.args.served.metrics.stats.memory_bytes.store(memory, Ordering::Relaxed);
+                state.memory = memory;
                 state.count();
                 tracing::info!(path = state.args.path, memory_bytes = memory, "replica ready");
                 Ok(())
@@ -244,6 +257,7 @@ impl State {
         if !std::mem::replace(&mut self.counted, true) {
             self.args.served.ready().send_modify(|ready| *ready += 1);
             self.args.served.metrics.replicas_ready.increment(1);
+            self.args.served.metrics.stats.memory_bytes.fetch_add(self.memory, Ordering::Relaxed);
         }
     }
 
@@ -251,6 +265,7 @@ impl State {
         if std::mem::replace(&mut self.counted, false) {
             self.args.served.ready().send_modify(|ready| *ready -= 1);
             self.args.served.metrics.replicas_ready.decrement(1);
+            self.args.served.metrics.stats.memory_bytes.fetch_sub(self.memory, Ordering::Relaxed);
         }
     }
 }
@@ -267,11 +282,11 @@ fn watch_interval(manifest: &Manifest) -> Duration {
 }
 
 /// The whole life of a device thread: load, warm up, work. Returns its last word.
-fn live(thread: Thread, args: &Arguments, replica: &ActorRef<Message>, closed: &Receiver<()>) -> Message {
+fn live(thread: &Thread, args: &Arguments, replica: &ActorRef<Message>, closed: &Receiver<()>) -> Message {
     let served = &args.served;
     let loaded = catch_unwind(AssertUnwindSafe(|| -> Result<Model, engine::Error> {
         let mut model = args.shared.loader.load(&served.manifest, &served.directory)?;
-        warm_up(&thread, &mut model, &served.assets.warm_up(&served.manifest))?;
+        warm_up(thread, &mut model, &served.assets.warm_up(&served.manifest))?;
         Ok(model)
     }));
     thread.hands.rest();
@@ -291,8 +306,8 @@ fn live(thread: Thread, args: &Arguments, replica: &ActorRef<Message>, closed: &
     };
     let _ = replica.cast(Message::Ready { memory });
     Message::Ended(match (model, served.generator()) {
-        (Model::Forward(mut engine), _) => forward::run(&thread, engine.as_mut(), closed),
-        (Model::Decode(mut decoder), Some(generator)) => generate::run(&thread, decoder.as_mut(), &generator, closed),
+        (Model::Forward(mut engine), _) => forward::run(thread, engine.as_mut(), closed),
+        (Model::Decode(mut decoder), Some(generator)) => generate::run(thread, decoder.as_mut(), &generator, closed),
         (Model::Decode(_), None) => Err("a decoder needs the text-generation pipeline".to_owned()),
     })
 }

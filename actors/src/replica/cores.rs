@@ -5,7 +5,8 @@
 //! cores are never oversubscribed, and a long transcription does not hold up an embedding.
 
 use std::cell::Cell;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
@@ -37,9 +38,10 @@ impl Cores {
     }
 
     /// Waits for a turn. Blocks: for device threads only.
-    pub fn take(&self) -> Turn<'_> {
+    pub fn take(self: &Arc<Self>) -> Turn {
         self.enter();
-        Turn { cores: self, since: Cell::new(Instant::now()) }
+        let hold = Hold { cores: self.clone(), released: Arc::default() };
+        Turn { hold, since: Cell::new(Instant::now()) }
     }
 
     fn enter(&self) {
@@ -63,34 +65,68 @@ impl Cores {
     }
 }
 
-/// The right to compute; given back when dropped.
-pub struct Turn<'a> {
-    cores: &'a Cores,
-    since: Cell<Instant>,
+/// What a turn holds, for whoever has to take it away from a thread that hangs.
+#[derive(Clone)]
+pub struct Hold {
+    cores: Arc<Cores>,
+    released: Arc<AtomicBool>,
 }
 
-impl Turn<'_> {
-    /// Lets others have their turn, if any wait and this one has lasted long enough.
-    pub fn hand_over(&self) {
-        if self.cores.waiting.load(Ordering::Relaxed) > 0 && self.since.get().elapsed() >= QUANTUM {
+impl Hold {
+    /// Gives the turn back, once.
+    pub fn release(&self) {
+        if !self.released.swap(true, Ordering::AcqRel) {
             self.cores.leave();
-            self.cores.enter();
-            self.since.set(Instant::now());
         }
     }
 }
 
-impl Drop for Turn<'_> {
+/// The right to compute; given back when dropped.
+pub struct Turn {
+    hold: Hold,
+    since: Cell<Instant>,
+}
+
+impl Turn {
+    /// Lets others have their turn, if any wait and this one has lasted long enough.
+    pub fn hand_over(&self) {
+        let cores = &self.hold.cores;
+        let waited_for = cores.waiting.load(Ordering::Relaxed) > 0 && self.since.get().elapsed() >= QUANTUM;
+        // a turn that was taken away is no longer ours to give
+        if waited_for && !self.hold.released.load(Ordering::Acquire) {
+            cores.leave();
+            cores.enter();
+            self.since.set(Instant::now());
+        }
+    }
+
+    /// For whoever has to take it away.
+    pub fn hold(&self) -> Hold {
+        self.hold.clone()
+    }
+}
+
+impl Drop for Turn {
     fn drop(&mut self) {
-        self.cores.leave();
+        self.hold.release();
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
+
+    #[test]
+    fn a_turn_that_is_taken_away_is_given_back_once() {
+        let cores = Arc::new(Cores::new(1));
+        let hung = cores.take();
+        hung.hold().release();
+        let next = cores.take();
+        drop(hung);
+        assert_eq!(cores.turns.lock().free, 0, "the next one still has it");
+        drop(next);
+        assert_eq!(cores.turns.lock().free, 1);
+    }
 
     #[test]
     fn never_more_at_once_than_allowed_and_everyone_gets_a_turn() {

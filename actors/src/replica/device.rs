@@ -10,13 +10,15 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::cores::Turn;
+use super::cores::{Hold, Turn};
 use crate::batching::batcher::Batch;
 use crate::engine::{Interrupted, Pulse};
 
 /// The entries that the thread works on, and its heartbeat.
 pub struct Hands {
     held: Mutex<Option<Batch>>,
+    /// The turn of the call in work.
+    turn: Mutex<Option<Hold>>,
     /// Milliseconds after `born` of the last beat, plus one; 0 while idle.
     beat: AtomicU64,
     born: Instant,
@@ -24,14 +26,24 @@ pub struct Hands {
 
 impl Default for Hands {
     fn default() -> Self {
-        Self { held: Mutex::new(Some(Vec::new())), beat: AtomicU64::new(0), born: Instant::now() }
+        Self {
+            held: Mutex::new(Some(Vec::new())),
+            turn: Mutex::new(None),
+            beat: AtomicU64::new(0),
+            born: Instant::now(),
+        }
     }
 }
 
 impl Hands {
-    /// Takes everything for good: the thread is written off. `None` if that has been done before.
+    /// Takes everything for good, also the turn on the cores: the thread is written off. `None` if that has been done
+    /// before.
     pub fn write_off(&self) -> Option<Batch> {
-        self.held.lock().take()
+        let held = self.held.lock().take();
+        if let Some(turn) = self.turn.lock().take() {
+            turn.release();
+        }
+        held
     }
 
     /// Works on what is held; `None` if the thread has been written off.
@@ -67,16 +79,23 @@ impl Hands {
 /// The pulse of one call.
 pub struct Heart<'a> {
     hands: &'a Hands,
-    turn: Option<&'a Turn<'a>>,
+    turn: Option<&'a Turn>,
     /// Whether the call is pointless once nobody waits for anything it holds.
     interruptible: bool,
 }
 
 impl<'a> Heart<'a> {
     /// A pulse for a call that holds `turn`, if it needs the cores at all.
-    pub fn new(hands: &'a Hands, turn: Option<&'a Turn<'a>>, interruptible: bool) -> Self {
+    pub fn new(hands: &'a Hands, turn: Option<&'a Turn>, interruptible: bool) -> Self {
+        *hands.turn.lock() = turn.map(Turn::hold);
         hands.beat();
         Self { hands, turn, interruptible }
+    }
+}
+
+impl Drop for Heart<'_> {
+    fn drop(&mut self) {
+        self.hands.turn.lock().take();
     }
 }
 

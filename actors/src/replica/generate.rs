@@ -34,6 +34,8 @@ struct Run {
     text: Text,
     joined: Instant,
     started: bool,
+    /// A child of the request's span, as long as the sequence runs.
+    _span: tracing::Span,
 }
 
 /// Decodes until the replica is stopped (`Ok`) or the decoder fails.
@@ -89,7 +91,11 @@ fn join(
             drop(text.push(token, &generation.sampling.stop));
         }
         let pending = generation.prompt.iter().chain(&generation.generated).copied().collect();
-        runs.push(Run { sequence, pending, fed: 0, text, joined: Instant::now(), started: false });
+        let span = match &entry.span {
+            Some(parent) => tracing::info_span!(parent: parent, "sequence", model = thread.manifest.name),
+            None => tracing::Span::none(),
+        };
+        runs.push(Run { sequence, pending, fed: 0, text, joined: Instant::now(), started: false, _span: span });
         if thread.hands.with(|held| held.push((meta, entry))).is_none() {
             return Ok(());
         }
@@ -125,9 +131,10 @@ fn drop_finished(thread: &Thread, decoder: &mut dyn Decoder, runs: &mut Vec<Run>
 fn leave(thread: &Thread, decoder: &mut dyn Decoder, runs: &mut Vec<Run>, at: usize) -> Option<Entry> {
     let run = runs.swap_remove(at);
     decoder.close(run.sequence);
-    let entry = thread.hands.with(|held| held.swap_remove(at).1);
-    thread.offer(1, true);
-    entry
+    let (meta, entry) = thread.hands.with(|held| held.swap_remove(at))?;
+    // one that ran alone had all the slots
+    thread.offer(if meta.alone { decoder.max_sequences() } else { 1 }, true);
+    Some(entry)
 }
 
 /// One step of every running sequence, and one part of one prompt. `None`: the thread was written off.

@@ -42,9 +42,16 @@ impl Understanding {
     ) -> impl Stream<Item = Result<Piece>> + Send + 'a {
         try_stream! {
             // a text that is the question is no evidence for its answer
-            let question = input.question();
+            let question = input.question(branches);
             let asked = input.question.trim().is_empty() && branches.len() > 1;
             let evidence = evidence(branches.iter().filter(|branch| !(asked && branch.modality == Modality::Text)));
+            if !input.question.trim().is_empty() {
+                // what is asked is as good a place for an injection as what is read
+                let guard = self.judge_text(question, context).await?;
+                if let Some(guard) = guard.filter(|guard| guard.blocked) {
+                    Err(Error::FailedPrecondition { reason: "BLOCKED", message: guard.verdict() })?;
+                }
+            }
             if evidence.is_empty() {
                 Err(Error::FailedPrecondition {
                     reason: "NO_EVIDENCE",

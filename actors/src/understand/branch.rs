@@ -68,7 +68,7 @@ impl Understanding {
         branch.embedding = embedding;
         branch.words = text.to_owned();
         branch.truncated = reply.parameters.0.contains_key("truncated");
-        Ok(branch.guarded(noted(guard)?))
+        Ok(branch.guarded(guard?))
     }
 
     async fn image(&self, input: &Input, context: &Context) -> Result<Branch> {
@@ -85,7 +85,7 @@ impl Understanding {
         branch.words = alternative_text(&labels);
         branch.labels =
             labels.into_iter().map(|(name, probability)| Label { name: name.to_owned(), probability }).collect();
-        Ok(branch.guarded(noted(guard)?))
+        Ok(branch.guarded(guard?))
     }
 
     async fn audio(&self, input: &Input, context: &Context) -> Result<Branch> {
@@ -105,7 +105,7 @@ impl Understanding {
         branch.embedding = embedded?.0;
         branch.words = transcript;
         branch.segments = segments;
-        Ok(branch.guarded(noted(guard)?))
+        Ok(branch.guarded(guard?))
     }
 
     /// The embedding of a text in the shared space.
@@ -113,18 +113,6 @@ impl Understanding {
         let request = Request::of_bytes(&self.options().text, "text", text);
         let reply = self.router.infer_within(&request, context).await?;
         Ok((values(&reply, "embedding")?, reply))
-    }
-}
-
-/// A guard that cannot judge lets pass, unless the input itself is at fault: guards annotate, models answer.
-fn noted<T>(guard: Result<Option<T>>) -> Result<Option<T>> {
-    match guard {
-        Err(error @ Error::InvalidArgument { .. }) => Err(error),
-        Err(error) => {
-            tracing::warn!(%error, "guard left out");
-            Ok(None)
-        }
-        judged => judged,
     }
 }
 

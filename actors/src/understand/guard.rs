@@ -22,6 +22,7 @@ impl Understanding {
         self.judge(request, "injection_probability", threshold, blocks, context).await
     }
 
+    /// A guard that cannot judge lets pass if it only annotates, and contains if it blocks.
     async fn judge(
         &self,
         request: Request,
@@ -33,7 +34,16 @@ impl Understanding {
         if request.model.is_empty() {
             return Ok(None);
         }
-        let reply = self.router.infer_within(&request, context).await?;
+        let reply = match self.router.infer_within(&request, context).await {
+            Ok(reply) => reply,
+            Err(error @ Error::InvalidArgument { .. }) => return Err(error),
+            Err(error) => {
+                tracing::warn!(guard = &*request.model, %error, blocks, "guard cannot judge");
+                let model = ModelRef { name: request.model.to_string(), version: String::new() };
+                let unjudged = Guard { model, score: f32::NAN, threshold, triggered: false, blocked: true };
+                return Ok(blocks.then_some(unjudged));
+            }
+        };
         let scores = reply.output(output)?.to_f32().map_err(|error| Error::Internal(error.to_string()))?;
         let score = scores.first().copied().unwrap_or(0.0);
         let triggered = score >= threshold;
@@ -45,14 +55,23 @@ impl Understanding {
     }
 }
 
+impl Guard {
+    /// Why it blocks, in words.
+    pub(super) fn verdict(&self) -> String {
+        if self.score.is_nan() {
+            return format!("{} cannot judge it, and is set to block", self.model.name);
+        }
+        format!("{} scored {:.2}, from {:.2} on it blocks", self.model.name, self.score, self.threshold)
+    }
+}
+
 impl Branch {
     /// Adds a guard's judgement, and contains the branch if the guard says so: what it said is not passed on.
     pub(super) fn guarded(mut self, guard: Option<Guard>) -> Self {
         let Some(guard) = guard else { return self };
         if guard.blocked {
             self.state = State::Blocked;
-            self.reason =
-                format!("{} scored {:.2}, from {:.2} on it blocks", guard.model.name, guard.score, guard.threshold);
+            self.reason = guard.verdict();
             self.embedding.clear();
             self.labels.clear();
             self.segments.clear();

@@ -107,9 +107,11 @@ impl Input {
         Modality::ALL.into_iter().zip(given).filter_map(|(modality, given)| given.then_some(modality)).collect()
     }
 
-    /// What to answer: what was asked, or else the text, or else a general question.
-    fn question(&self) -> &str {
-        let asked = [Some(self.question.as_str()), self.text.as_deref()];
+    /// What to answer: what was asked, or else the text if it speaks, or else a general question. A text that is muted
+    /// or contained asks nothing either.
+    fn question(&self, branches: &[Branch]) -> &str {
+        let speaks = branches.iter().any(|branch| branch.modality == Modality::Text && branch.state == State::Ok);
+        let asked = [Some(self.question.as_str()), self.text.as_deref().filter(|_| speaks)];
         let asked = asked.into_iter().flatten().map(str::trim).find(|question| !question.is_empty());
         asked.unwrap_or("What is going on here?")
     }
@@ -165,6 +167,20 @@ impl Understanding {
 
     /// Looks, listens, reads, and answers. Events come as they happen.
     pub fn run(&self, input: Input, context: Context) -> Result<impl Stream<Item = Result<Event>> + Send + use<>> {
+        let permit = self.router.admission().enter()?;
+        let events = self.run_within(input, context)?;
+        Ok(events.map(move |event| {
+            let _until_the_last = &permit;
+            event
+        }))
+    }
+
+    /// The same within a request that has been admitted already.
+    pub fn run_within(
+        &self,
+        input: Input,
+        context: Context,
+    ) -> Result<impl Stream<Item = Result<Event>> + Send + use<>> {
         let present = input.modalities();
         if present.is_empty() {
             return Err(Error::invalid("parts", "empty, expected text, image or audio"));
@@ -175,10 +191,8 @@ impl Understanding {
                 return Err(Error::invalid(field, format!("{}, expected 0 or more", emphasis.weight)));
             }
         }
-        let permit = self.router.admission().enter()?;
         let this = self.clone();
         Ok(try_stream! {
-            let _permit = permit;
             let started = Instant::now();
             let mut timings = Vec::new();
             let budget = this.branch_deadline(&input, &context);

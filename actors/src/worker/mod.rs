@@ -32,7 +32,7 @@ use crate::supervision::tree::Tree;
 /// How long loading a model may take.
 const LOAD_PATIENCE: Duration = Duration::from_secs(300);
 /// How long a model that is unloaded may finish what it has.
-const UNLOAD_PATIENCE: Duration = Duration::from_secs(30);
+const UNLOAD_PATIENCE: Duration = Duration::from_secs(120);
 
 /// How a worker is set up.
 pub struct Options {
@@ -143,6 +143,16 @@ impl Worker {
     /// Every version that is served, loading or quarantined.
     pub fn versions(&self) -> Vec<Arc<Served>> {
         self.versions.0.read().values().cloned().collect()
+    }
+
+    /// Whether a model that has to answer has been quarantined in all its versions.
+    pub fn has_lost_a_required_model(&self) -> bool {
+        let versions = self.versions.0.read();
+        let lost = |served: &&Arc<Served>| matches!(served.status(), Status::Quarantined(_));
+        versions.values().filter(|served| served.manifest.required).filter(lost).any(|lost_one| {
+            let name = &lost_one.manifest.name;
+            versions.values().filter(|served| served.manifest.name == *name).all(|served| lost(&served))
+        })
     }
 
     /// A version, or the newest; NOT_FOUND with the names that exist.

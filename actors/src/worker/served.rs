@@ -129,10 +129,14 @@ impl Served {
         self.batcher.store(batcher.map(Arc::new));
     }
 
-    /// The version that this one reads from.
-    pub fn upstream(&self) -> Result<Arc<Self>> {
+    /// The version that this one reads from, kept from being unloaded for as long as the guard lives.
+    pub fn upstream(&self) -> Result<InFlight> {
         let name = self.manifest.upstream.as_deref().unwrap_or("nothing");
-        self.upstream.as_ref().and_then(|find| find()).ok_or_else(|| Error::Unavailable {
+        let find = || Some(self.upstream.as_ref()?()?.enter());
+        // one that began to be unloaded between finding and entering has a successor already
+        let entered = std::iter::repeat_with(find).take(3).flatten();
+        let mut sound = entered.filter(|entered| entered.status() != Status::Unloading);
+        sound.next().ok_or_else(|| Error::Unavailable {
             reason: "UPSTREAM_MISSING",
             message: format!("{} reads from {name}, which is not loaded", self.manifest.name),
             retry_after: Duration::from_secs(1),
@@ -270,6 +274,14 @@ impl Served {
 
 /// A request in work.
 pub struct InFlight(Arc<Served>);
+
+impl std::ops::Deref for InFlight {
+    type Target = Arc<Served>;
+
+    fn deref(&self) -> &Arc<Served> {
+        &self.0
+    }
+}
 
 impl Drop for InFlight {
     fn drop(&mut self) {

@@ -9,13 +9,18 @@ use tonic::metadata::MetadataMap;
 
 use crate::status;
 
-/// What of a deadline, a tenth of it at most, is kept for the answer's own way: one that comes after it is no answer, and the transport would
-/// say CANCELLED where we say DEADLINE_EXCEEDED.
+/// What of a deadline, a tenth of it at most, is kept for the answer's own way: one that comes after it is no answer,
+/// and the transport would say CANCELLED where we say DEADLINE_EXCEEDED.
 const ANSWER: Duration = Duration::from_millis(100);
 
-/// The context of a request: its `grpc-timeout`, and Triton's parameters `timeout` (microseconds in the queue) and
-/// `priority` (1 is the highest).
+/// The context of a request that has just been received.
 pub fn context(metadata: &MetadataMap, parameters: &Parameters) -> Result<Context, Status> {
+    context_since(metadata, parameters, Instant::now())
+}
+
+/// The context of a request: its `grpc-timeout`, counted from when the call was received, and Triton's parameters
+/// `timeout` (microseconds in the queue) and `priority` (1 is the highest).
+pub fn context_since(metadata: &MetadataMap, parameters: &Parameters, received: Instant) -> Result<Context, Status> {
     let timeout = match metadata.get("grpc-timeout") {
         None => None,
         Some(value) => {
@@ -32,7 +37,7 @@ pub fn context(metadata: &MetadataMap, parameters: &Parameters) -> Result<Contex
     let queue_timeout = count("timeout")?.filter(|&timeout| timeout > 0).map(Duration::from_micros);
     let priority = count("priority")?.unwrap_or(0);
     Ok(Context {
-        deadline: timeout.map(|timeout| Instant::now() + timeout - ANSWER.min(timeout / 10)),
+        deadline: timeout.map(|timeout| received + timeout - ANSWER.min(timeout / 10)),
         priority: u32::try_from(priority).unwrap_or(u32::MAX),
         queue_timeout,
         span: Some(tracing::Span::current()),

@@ -23,13 +23,19 @@ const SERVICES: [&str; 4] =
     ["", "inference.GRPCInferenceService", "sensorium.v1.Sensorium", "sensorium.admin.v1.Admin"];
 
 /// Whether the required models are warm and nobody is draining.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Readiness {
     ready: Arc<AtomicBool>,
     changed: Arc<watch::Sender<()>>,
+    sound: Arc<dyn Fn() -> bool + Send + Sync>,
 }
 
 impl Readiness {
+    /// Not ready yet. Once it is, it stays so for as long as `sound` says yes.
+    pub fn new(sound: impl Fn() -> bool + Send + Sync + 'static) -> Self {
+        Self { ready: Arc::default(), changed: Arc::default(), sound: Arc::new(sound) }
+    }
+
     /// Ready, or not any more.
     pub fn set(&self, ready: bool) {
         self.ready.store(ready, Ordering::Release);
@@ -38,7 +44,7 @@ impl Readiness {
 
     /// Whether it is.
     pub fn is_ready(&self) -> bool {
-        self.ready.load(Ordering::Acquire)
+        self.ready.load(Ordering::Acquire) && (self.sound)()
     }
 }
 

@@ -14,31 +14,29 @@ use crate::health::Readiness;
 /// Renders the metrics of the process.
 pub type Render = Arc<dyn Fn() -> String + Send + Sync>;
 
-#[derive(Clone)]
-struct Side {
-    readiness: Readiness,
-    metrics: Render,
+/// The metrics of the process, and where they are shown.
+pub struct Metrics {
+    /// Path on the HTTP side; empty: nowhere.
+    pub path: String,
+    /// Renders them.
+    pub render: Render,
 }
 
 /// Serves until `shutdown` resolves.
 pub async fn serve(
     listener: TcpListener,
     readiness: Readiness,
-    metrics: Render,
+    metrics: Metrics,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
-    let app = Router::new()
-        .route("/metrics", get(async |State(side): State<Side>| (side.metrics)()))
-        .route("/livez", get(async || "live\n"))
-        .route("/readyz", get(ready))
-        .with_state(Side { readiness, metrics });
+    let mut app = Router::new().route("/livez", get(async || "live\n")).route("/readyz", get(ready));
+    if !metrics.path.is_empty() {
+        app = app.route(&metrics.path, get(async move || (metrics.render)()));
+    }
+    let app = app.with_state(readiness);
     axum::serve(listener, app).with_graceful_shutdown(shutdown).await
 }
 
-async fn ready(State(side): State<Side>) -> impl IntoResponse {
-    if side.readiness.is_ready() {
-        (StatusCode::OK, "ready\n")
-    } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "not ready\n")
-    }
+async fn ready(State(readiness): State<Readiness>) -> impl IntoResponse {
+    if readiness.is_ready() { (StatusCode::OK, "ready\n") } else { (StatusCode::SERVICE_UNAVAILABLE, "not ready\n") }
 }

@@ -35,6 +35,8 @@ pub struct Limits {
     pub max_streams: u32,
     /// Requests of one ModelStreamInfer stream in work at once.
     pub stream_requests: usize,
+    /// Parts of one Embed request at most.
+    pub max_parts: usize,
     /// Seconds of silence after which a connection is asked whether it is alive.
     pub keep_alive_seconds: u64,
     /// Seconds after which a connection that does not answer is closed.
@@ -48,6 +50,7 @@ impl Default for Limits {
             max_inflight: 2048,
             max_streams: 1024,
             stream_requests: 32,
+            max_parts: 64,
             keep_alive_seconds: 30,
             keep_alive_timeout_seconds: 10,
         }
@@ -134,6 +137,7 @@ pub async fn serve(
         .http2_keepalive_interval(Some(Duration::from_secs(limits.keep_alive_seconds)))
         .http2_keepalive_timeout(Some(Duration::from_secs(limits.keep_alive_timeout_seconds)))
         .layer(tower::util::MapResponseLayer::new(crate::status::amend::<tonic::body::Body>))
+        .layer(tower::util::MapRequestLayer::new(answer_in_kind::<tonic::body::Body>))
         .initial_stream_window_size(1 << 20)
         .initial_connection_window_size(8 << 20)
         .add_service(inference)
@@ -144,6 +148,16 @@ pub async fn serve(
         .add_optional_service(reflection_alpha)
         .serve_with_incoming_shutdown(incoming, shutdown)
         .await
+}
+
+/// Answers are compressed for those who compress what they ask. Stock clients always say that they would understand
+/// gzip, and compressing embeddings takes longer than computing them.
+fn answer_in_kind<B>(mut request: http::Request<B>) -> http::Request<B> {
+    let encoded = request.headers().get("grpc-encoding").is_some_and(|encoding| encoding != "identity");
+    if !encoded {
+        request.headers_mut().remove("grpc-accept-encoding");
+    }
+    request
 }
 
 /// Binds, with the address in the error.

@@ -54,18 +54,23 @@ pub fn invalid(field: &str, description: impl std::fmt::Display) -> Status {
     from_error(&Error::invalid(field, description))
 }
 
-/// A status that the transport made before a handler saw the request: a message over the limit is OUT_OF_RANGE to it,
-/// and a mistake of the caller's to us.
+/// How the transport's own complaints about a message begin.
+const COMPLAINTS: [&str; 3] = ["Error decompressing", "failed to decode Protobuf message", "protocol error"];
+
+/// A status that the transport made before a handler saw the request: a message that is over the limit, or that it
+/// cannot read, is OUT_OF_RANGE, RESOURCE_EXHAUSTED or INTERNAL to it, and a mistake of the caller's to us.
 pub fn from_transport(status: Status) -> Status {
+    let complains = || COMPLAINTS.iter().any(|complaint| status.message().starts_with(complaint));
     match status.code() {
         Code::OutOfRange => invalid("message", status.message()),
+        Code::ResourceExhausted | Code::Internal if complains() => invalid("message", status.message()),
         _ => status,
     }
 }
 
 /// The same for a response that holds nothing but such a status.
 pub fn amend<B: Default>(response: http::Response<B>) -> http::Response<B> {
-    if response.headers().get("grpc-status").is_some_and(|code| code == "11")
+    if response.headers().get("grpc-status").is_some_and(|code| ["8", "11", "13"].iter().any(|seen| code == seen))
         && let Some(status) = Status::from_header_map(response.headers())
     {
         return from_transport(status).into_http();

@@ -53,17 +53,20 @@ pub struct Telemetry {
 pub fn init() -> Result<Telemetry, Error> {
     let endpoint = std::env::var("OTEL_EXPORTER_OTLP_ENDPOINT").ok().filter(|endpoint| !endpoint.is_empty());
     let asked = std::env::var("RUST_LOG").ok().filter(|text| !text.is_empty());
-    let filter = filter(asked.as_deref().unwrap_or("info"), endpoint.is_some())?;
-    let (filter, filter_handle) = reload::Layer::new(filter);
+    let (lines_filter, filter_handle) = reload::Layer::new(filter(asked.as_deref().unwrap_or("info"))?);
     let lines = if std::io::stderr().is_terminal() {
         fmt::layer().with_writer(std::io::stderr).with_target(false).compact().boxed()
     } else {
         fmt::layer().with_writer(std::io::stderr).json().flatten_event(true).boxed()
     };
     let traces = endpoint.as_ref().map(|_| exporter()).transpose()?;
-    let export = traces.as_ref().map(|traces| tracing_opentelemetry::layer().with_tracer(traces.tracer("sensorium")));
+    let export = traces.as_ref().map(|traces| {
+        // what is exported does not depend on what is logged
+        let spans = EnvFilter::new(SPANS.map(|target| format!("{target}=info")).join(","));
+        tracing_opentelemetry::layer().with_tracer(traces.tracer("sensorium")).with_filter(spans)
+    });
     opentelemetry::global::set_text_map_propagator(TraceContextPropagator::new());
-    tracing_subscriber::registry().with(filter).with(lines).with(export).try_init()?;
+    tracing_subscriber::registry().with(lines.with_filter(lines_filter)).with(export).try_init()?;
     let metrics = PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)?
         .set_buckets_for_metric(Matcher::Full("sensorium_batch_size".to_owned()), &SIZES)?
@@ -71,17 +74,16 @@ pub fn init() -> Result<Telemetry, Error> {
     Ok(Telemetry { metrics, filter: filter_handle, traces, endpoint })
 }
 
-/// Where spans of single requests and batches are made.
-const SPANS: [&str; 2] = ["sensorium_gateway::trace", "sensorium_actors::replica::forward"];
+/// Where spans of single requests, batches and sequences are made.
+const SPANS: [&str; 3] =
+    ["sensorium_gateway::trace", "sensorium_actors::replica::forward", "sensorium_actors::replica::generate"];
 
-/// A filter for events and spans. Spans of requests cost microseconds each, so they are made only if somebody exports
-/// them; actors' own are noise to anybody but ractor's authors.
-fn filter(text: &str, exporting: bool) -> Result<EnvFilter, tracing_subscriber::filter::ParseError> {
+/// A filter for log lines. Spans of requests cost microseconds each, so they are made only where somebody exports them,
+/// not for the lines; actors' own are noise to anybody but ractor's authors.
+fn filter(text: &str) -> Result<EnvFilter, tracing_subscriber::filter::ParseError> {
     let mut filter = EnvFilter::try_new(text)?.add_directive("ractor=warn".parse()?);
-    if !exporting {
-        for target in SPANS {
-            filter = filter.add_directive(format!("{target}=warn").parse()?);
-        }
+    for target in SPANS {
+        filter = filter.add_directive(format!("{target}=warn").parse()?);
     }
     Ok(filter)
 }
@@ -108,9 +110,9 @@ impl Telemetry {
 
     /// Changes the log filter while running.
     pub fn set_filter(&self) -> SetFilter {
-        let (handle, exporting) = (self.filter.clone(), self.endpoint.is_some());
+        let handle = self.filter.clone();
         Arc::new(move |text| {
-            let filter = filter(text, exporting).map_err(|error| error.to_string())?;
+            let filter = filter(text).map_err(|error| error.to_string())?;
             handle.reload(filter).map_err(|error| error.to_string())
         })
     }

@@ -24,6 +24,8 @@ pub struct Config {
     pub grpc: SocketAddr,
     /// Where HTTP (`/metrics`, `/livez`, `/readyz`) listens. Default: `127.0.0.1:8002`.
     pub http: SocketAddr,
+    /// Path of the metrics on the HTTP side; empty: none. Default: `/metrics`.
+    pub metrics_path: String,
     /// Seconds that requests in flight are given when the process is asked to stop. Default: 30.
     pub drain_seconds: u64,
     /// Threads and devices.
@@ -55,6 +57,7 @@ impl Default for Config {
             models: Vec::new(),
             grpc: SocketAddr::from(([127, 0, 0, 1], 8001)),
             http: SocketAddr::from(([127, 0, 0, 1], 8002)),
+            metrics_path: "/metrics".to_owned(),
             drain_seconds: 30,
             compute: Compute::default(),
             limits: Limits::default(),

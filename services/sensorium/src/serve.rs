@@ -28,6 +28,9 @@ use crate::config::{Config, ConfigArgs, cache};
 /// The process has to be started anew: a device call hangs and cannot be ended, or the tree has given up.
 pub const EXIT_BROKEN: u8 = 70;
 
+/// Seconds that requests in flight are given when the process is broken.
+const BROKEN_DRAIN_SECONDS: u64 = 5;
+
 /// The clip that a newcomer is shown.
 const CLIP: &str = "sense_and_sensibility_01_austen_64kb-0880.wav";
 
@@ -49,7 +52,8 @@ pub async fn run(args: ConfigArgs) -> anyhow::Result<ExitCode> {
         // a sender that is gone means stop as well
         let _ = stopped.wait_for(|stop| *stop).await;
     };
-    let side = tokio::spawn(http::serve(side, door.readiness.clone(), telemetry.render(), wait(stopped.clone())));
+    let metrics = http::Metrics { path: config.metrics_path.clone(), render: telemetry.render() };
+    let side = tokio::spawn(http::serve(side, door.readiness.clone(), metrics, wait(stopped.clone())));
     let settings = Settings::new(telemetry.set_filter(), telemetry.endpoint());
     let serving = tokio::spawn({
         let (door, stopped) = (door.clone(), wait(stopped));
@@ -74,7 +78,9 @@ pub async fn run(args: ConfigArgs) -> anyhow::Result<ExitCode> {
     };
 
     door.readiness.set(false);
-    let patience = Duration::from_secs(config.drain_seconds);
+    // what is broken finishes little
+    let seconds = if broken.is_some() { config.drain_seconds.min(BROKEN_DRAIN_SECONDS) } else { config.drain_seconds };
+    let patience = Duration::from_secs(seconds);
     if tokio::time::timeout(patience, door.router.admission().drain()).await.is_err() {
         tracing::warn!(in_flight = door.router.admission().in_flight(), "drain deadline passed, requests are cut off");
     }
@@ -137,7 +143,11 @@ async fn build(config: &Config) -> anyhow::Result<Door> {
         })
     };
     let understanding = Understanding::new(router.clone(), config.understand.clone(), labels)?;
-    Ok(Door { router, worker, understanding, readiness: Readiness::default(), limits: config.limits.clone(), lease })
+    let readiness = {
+        let worker = worker.clone();
+        Readiness::new(move || !worker.has_lost_a_required_model())
+    };
+    Ok(Door { router, worker, understanding, readiness, limits: config.limits.clone(), lease })
 }
 
 /// Loads the models that are wanted, those that others read from first. A model that is not required may fail.

@@ -32,7 +32,10 @@ impl Engine for Identity {
 /// | −∞ | [`Error::Device`] |
 /// | x < 0 | takes \|x\| milliseconds, with a beat every 10 ms |
 /// | else | nothing |
-pub(crate) struct Chaos;
+pub(crate) struct Chaos {
+    /// Whether its calls take turns on the cores, as those of a real model do.
+    pub(crate) occupies_device: bool,
+}
 
 impl Engine for Chaos {
     fn forward(&mut self, batch: Batch, pulse: &dyn Pulse) -> Result<Outputs, Error> {
@@ -48,9 +51,9 @@ impl Engine for Chaos {
         0
     }
 
-    // a drill must harm nobody but its own model
+    // a drill must harm nobody but its own model, unless it is to show that a hung call does not
     fn occupies_device(&self) -> bool {
-        false
+        self.occupies_device
     }
 }
 

@@ -80,8 +80,11 @@ impl engine::Loader for TchLoader {
         if manifest.engine == EngineKind::Builtin {
             return match manifest.architecture.as_str() {
                 "identity" => Ok(Model::Forward(Box::new(Identity))),
-                "chaos" => Ok(Model::Forward(Box::new(Chaos))),
-                other => Err(engine::Error::Load(format!("architecture = \"{other}\", expected identity or chaos"))),
+                "chaos" => Ok(Model::Forward(Box::new(Chaos { occupies_device: false }))),
+                "chaos-device" => Ok(Model::Forward(Box::new(Chaos { occupies_device: true }))),
+                other => Err(engine::Error::Load(format!(
+                    "architecture = \"{other}\", expected identity, chaos or chaos-device"
+                ))),
             };
         }
         // the setting belongs to the calling thread: each device thread has an OpenMP team of its own

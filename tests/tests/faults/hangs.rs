@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
-use sensorium_tests::{Refusal, Repository, Server, ServerOptions, chaos, eventually, get};
+use sensorium_tests::{Ask, Refusal, Repository, Server, ServerOptions, chaos, eventually, get};
 use tonic::Code;
 
 const HANG: (&str, &str) = ("replicas.hang_timeout_ms", "400");
@@ -35,6 +35,21 @@ async fn a_hang_is_noticed_and_its_company_is_served() {
     assert!(replica.restarts >= 1 && replica.last_failure.contains("silent"), "{replica:?}");
     assert!(server.metric("sensorium_hung_device_threads_total", &[]).await >= 1.0);
     client.infer(chaos("identity", 1.0, 1.0)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_hung_device_call_does_not_keep_the_cores() {
+    let device = ("architecture", "\"chaos-device\"");
+    let repository = Repository::new().with(&["minilm"]).chaos("chaos", &[HANG, device]);
+    let options =
+        ServerOptions::new(repository).set("compute.max_hung_threads", "10").set("compute.intra_op_threads", "0"); // one call at a time has all the cores
+    let server = Server::start(options).await;
+    let client = server.client().await;
+    let refusal = Refusal::of(client.infer(chaos("chaos", f32::INFINITY, 0.0)).await);
+    assert!(refusal.message.contains("hung"), "{refusal:?}");
+    // the hung call took its turn with it: others must get theirs, and the successor too
+    client.infer(Ask::of("minilm").bytes("text", &["still here"])).await.unwrap();
+    client.infer(chaos("chaos", 0.0, 1.0)).await.unwrap();
 }
 
 #[tokio::test]

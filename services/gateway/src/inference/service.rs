@@ -14,6 +14,7 @@ use sensorium_proto::inference::infer_parameter::ParameterChoice;
 use sensorium_proto::inference::model_repository_parameter::ParameterChoice as RepositoryParameter;
 use sensorium_proto::inference::repository_index_response::ModelIndex;
 use sensorium_proto::inference::*;
+use tokio::time::Instant;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::Instrument;
 
@@ -21,15 +22,14 @@ use super::codec::{self, Incoming};
 use super::settings::Settings;
 use super::shared_memory::Regions;
 use super::{metadata, statistics};
-use crate::context::context;
+use crate::context::{context, context_since};
 use crate::server::Door;
 use crate::status::{from_error, from_transport};
 use crate::trace;
 
 /// What this server adds to the protocol.
-const EXTENSIONS: [&str; 9] = [
+const EXTENSIONS: [&str; 8] = [
     "classification",
-    "sequence",
     "model_repository",
     "schedule_policy",
     "model_configuration",
@@ -51,7 +51,8 @@ type Answer<T> = std::result::Result<Response<T>, Status>;
 impl InferenceService {
     /// The service behind `door`.
     pub fn new(door: Arc<Door>, settings: Settings) -> Self {
-        Self { door, regions: Arc::default(), settings }
+        let regions = Arc::new(Regions::new(door.limits.max_message_bytes));
+        Self { door, regions, settings }
     }
 
     async fn infer(
@@ -151,6 +152,7 @@ impl GrpcInferenceService for InferenceService {
         let (door, regions) = (self.door.clone(), self.regions.clone());
         // answers of one request stay in order; those of different requests come as they are ready
         let width = door.limits.stream_requests;
+        let received = Instant::now();
         let answers = messages
             .map(move |message| {
                 let (door, regions, metadata) = (door.clone(), regions.clone(), metadata.clone());
@@ -163,7 +165,7 @@ impl GrpcInferenceService for InferenceService {
                         }
                     };
                     let id = message.id.clone();
-                    let mut answers = std::pin::pin!(stream_one(door, regions, metadata, message));
+                    let mut answers = std::pin::pin!(stream_one(door, regions, metadata, message, received));
                     while let Some(answer) = answers.next().await {
                         yield Ok(answer.unwrap_or_else(|error| failed(&id, &error)));
                     }
@@ -271,12 +273,13 @@ fn stream_one(
     regions: Arc<Regions>,
     metadata: tonic::metadata::MetadataMap,
     message: ModelInferRequest,
+    received: Instant,
 ) -> impl Stream<Item = Result<ModelStreamInferResponse>> {
     async_stream::try_stream! {
         let _timed = trace::Timed::start("ModelStreamInfer");
         let span = trace::request_span("ModelStreamInfer", &message.model_name, &metadata);
         let incoming = codec::decode(message, &regions)?;
-        let context = span.in_scope(|| context(&metadata, &incoming.request.parameters));
+        let context = span.in_scope(|| context_since(&metadata, &incoming.request.parameters, received));
         let context = context.map_err(|status| Error::invalid("grpc-timeout", status.message()))?;
         let Incoming { mut request, id, wanted } = incoming;
         let empty_final = request.parameters.flag("triton_enable_empty_final_response")?.unwrap_or(false);

@@ -65,12 +65,17 @@ struct Region {
 }
 
 /// Registered regions, by name.
-#[derive(Default)]
 pub struct Regions {
     regions: RwLock<HashMap<String, Arc<Region>>>,
+    max_bytes: usize,
 }
 
 impl Regions {
+    /// No region yet; a tensor in one may have `max_bytes`, as in a message.
+    pub fn new(max_bytes: usize) -> Self {
+        Self { regions: RwLock::default(), max_bytes }
+    }
+
     /// Opens and registers a region.
     pub fn register(&self, request: SystemSharedMemoryRegisterRequest) -> Result<()> {
         let plain = request.key.strip_prefix('/').unwrap_or(&request.key);
@@ -137,8 +142,13 @@ impl Regions {
     /// The bytes of a window.
     pub fn read(&self, window: &Window) -> Result<Bytes> {
         let (region, at) = self.locate(window, window.size)?;
-        let mut data = BytesMut::zeroed(usize::try_from(window.size).unwrap_or(usize::MAX));
-        region.file.read_exact_at(&mut data, at).map_err(|error| gone(window, &error))?;
+        let size = usize::try_from(window.size).unwrap_or(usize::MAX);
+        if size > self.max_bytes {
+            let message = format!("{size} bytes, the limit is {}", self.max_bytes);
+            return Err(Error::invalid("shared_memory_byte_size", message));
+        }
+        let mut data = BytesMut::zeroed(size);
+        aside(size, || region.file.read_exact_at(&mut data, at)).map_err(|error| gone(window, &error))?;
         Ok(data.freeze())
     }
 
@@ -149,7 +159,7 @@ impl Regions {
             return Err(Error::invalid("shared_memory_byte_size", message));
         }
         let (region, at) = self.locate(window, data.len() as u64)?;
-        region.file.write_all_at(data, at).map_err(|error| gone(window, &error))
+        aside(data.len(), || region.file.write_all_at(data, at)).map_err(|error| gone(window, &error))
     }
 
     fn locate(&self, window: &Window, size: u64) -> Result<(Arc<Region>, u64)> {
@@ -168,6 +178,11 @@ impl Regions {
         let at = region.offset + window.offset;
         Ok((region, at))
     }
+}
+
+/// A big copy is not made where other requests wait for their turn.
+fn aside<T>(bytes: usize, copy: impl FnOnce() -> T) -> T {
+    if bytes > 1 << 20 { tokio::task::block_in_place(copy) } else { copy() }
 }
 
 fn gone(window: &Window, error: &std::io::Error) -> Error {

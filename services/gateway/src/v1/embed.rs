@@ -15,9 +15,11 @@ use crate::server::Door;
 
 /// Embeds all parts in parallel.
 pub async fn embed(door: &Door, request: EmbedRequest, context: &Context) -> Result<EmbedResponse> {
-    if request.parts.is_empty() {
-        return Err(Error::invalid("parts", "empty, expected at least one"));
+    let (count, most) = (request.parts.len(), door.limits.max_parts);
+    if count == 0 || count > most {
+        return Err(Error::invalid("parts", format!("{count}, expected 1 to {most}")));
     }
+    let _permit = door.router.admission().enter()?;
     let space = Space::try_from(request.space)
         .map_err(|_| Error::invalid("space", format!("{}, expected SPACE_NATIVE or SPACE_SHARED", request.space)))?;
     let parts = request.parts.into_iter().enumerate().map(|(index, part)| async move {
@@ -42,7 +44,7 @@ async fn native(door: &Door, part: Part, context: &Context) -> Result<Embedding>
         Some(Content::Audio(audio)) => (Sense::Audio, Request::of_bytes(&options.audio, "audio", audio)),
     };
     let request = Request { outputs: vec!["embedding".to_owned()], ..request };
-    let reply = door.router.infer(&request, context).await?;
+    let reply = door.router.infer_within(&request, context).await?;
     let values = reply.output("embedding")?.to_f32().map_err(|error| Error::Internal(error.to_string()))?;
     Ok(Embedding {
         values,
@@ -62,7 +64,7 @@ async fn shared(door: &Door, part: Part, context: &Context) -> Result<Embedding>
         Some(Content::Image(image)) => input.image = Some(image),
         Some(Content::Audio(audio)) => input.audio = Some(audio),
     }
-    let mut events = Box::pin(door.understanding.run(input, context.clone())?);
+    let mut events = Box::pin(door.understanding.run_within(input, context.clone())?);
     while let Some(event) = events.next().await {
         let Event::Branch(branch) = event? else { continue };
         return match branch.state {

