@@ -52,9 +52,6 @@ impl Manifest {
         if self.batching.max_queue_size == 0 {
             return bad("batching.max_queue_size", "0".into(), "at least 1");
         }
-        if self.limits.max_elements == 0 {
-            return bad("limits.max_elements", "0".into(), "at least 1");
-        }
         let levels = self.batching.priority_levels;
         if levels == 0 || !(1..=levels).contains(&self.batching.default_priority_level) {
             return bad(

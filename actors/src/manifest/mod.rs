@@ -186,6 +186,17 @@ impl Manifest {
         Self::parse(&text, path)
     }
 
+    /// Elements of one request at most.
+    pub fn max_elements(&self) -> usize {
+        let default = match self.pipeline {
+            Pipeline::SpeechRecognition | Pipeline::VoiceActivity => 8,
+            Pipeline::ImageClassification | Pipeline::ImageGuard => 64,
+            _ => 2048,
+        };
+        let limit = if self.limits.max_elements == 0 { default } else { self.limits.max_elements };
+        limit.min(self.batching.max_queue_size)
+    }
+
     /// Parses the text of a `model.toml`; `path` is for messages only.
     pub fn parse(text: &str, path: &Path) -> Result<Self, Error> {
         let manifest: Self =

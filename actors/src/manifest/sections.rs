@@ -63,7 +63,8 @@ impl Default for Batching {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
-    /// Images, clips, texts or rows of one request. All that one request decodes is held at once.
+    /// Images, clips, texts or rows of one request, whose decoded forms are all held at once. 0: 8 clips, 64 images, 2048
+    /// of anything else.
     pub max_elements: usize,
     /// Bytes of one encoded image, clip or text.
     pub max_bytes: usize,
@@ -80,7 +81,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            max_elements: 256,
+            max_elements: 0,
             max_bytes: 16 << 20,
             max_pixels: 64_000_000,
             max_seconds: 600.0,

@@ -48,7 +48,7 @@ pub(super) fn check(manifest: &Manifest, request: &Request) -> Result<usize> {
             ),
         ));
     }
-    let limit = manifest.limits.max_elements.min(manifest.batching.max_queue_size);
+    let limit = manifest.max_elements();
     if rows == 0 || rows > limit {
         return Err(Error::invalid(
             format!("inputs.{}.shape", manifest.inputs[0].name),

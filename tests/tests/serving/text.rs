@@ -1,7 +1,8 @@
 //! Sentence embeddings.
 
+use futures::future::join_all;
 use sensorium_tests::samples::{floats, reference};
-use sensorium_tests::{Ask, cosine};
+use sensorium_tests::{Ask, Repository, Server, ServerOptions, cosine};
 use serde_json::Value;
 
 use super::client;
@@ -50,4 +51,25 @@ async fn what_was_cut_is_said() {
     assert!(cut[0]["tokens"].as_u64() > Some(256), "{cut:?}");
     let short = client.infer(Ask::text("short")).await.unwrap();
     assert!(short.parameter("truncated").is_none());
+}
+
+#[tokio::test]
+async fn mixed_lengths_waste_little_on_padding() {
+    // a server of its own: others' texts would count too
+    let server = Server::start(ServerOptions::new(Repository::new().with(&["minilm"]))).await;
+    let client = server.client().await;
+    let texts = (0..400).map(|n| "word ".repeat(6 + n * 97 % 249));
+    let answers = texts.map(|text| {
+        let client = &client;
+        async move { client.infer(Ask::of("minilm").bytes("text", &[text])).await }
+    });
+    for answer in join_all(answers).await {
+        answer.unwrap();
+    }
+    let useful = server.metric("sensorium_batch_useful_tokens_total", &["minilm"]).await;
+    let padding = server.metric("sensorium_batch_padding_tokens_total", &["minilm"]).await;
+    println!("minilm, 8 to 256 tokens: {:.1} % padding", 100.0 * padding / (useful + padding));
+    assert!(useful > 50_000.0 && padding <= 0.15 * (useful + padding), "{padding} of {useful} tokens");
+    let statistics = client.statistics("minilm").await;
+    assert!(statistics.execution_count < 400, "requests were batched: {statistics:?}");
 }

@@ -16,8 +16,11 @@ use crate::server::Door;
 /// Embeds all parts in parallel.
 pub async fn embed(door: &Door, request: EmbedRequest, context: &Context) -> Result<EmbedResponse> {
     let (count, most) = (request.parts.len(), door.limits.max_parts);
-    if count == 0 || count > most {
-        return Err(Error::invalid("parts", format!("{count}, expected 1 to {most}")));
+    if count == 0 {
+        return Err(Error::invalid("parts", "empty, expected at least one"));
+    }
+    if count > most {
+        return Err(Error::invalid("parts", format!("{count} parts, the limit is {most}")));
     }
     let _permit = door.router.admission().enter()?;
     let space = Space::try_from(request.space)
