@@ -49,9 +49,8 @@ lint: setup ## Checks formatting, clippy, rustdoc and the direction of dependenc
 .PHONY: bench
 bench: build ## Measures against baselines in one run; see docs/PERFORMANCE.md.
 	@$(with_env) cargo build --release --locked --workspace --all-targets
-	@$(with_env) "$(target)/release/loadtest" bench --server "$(binary)" \
-		--forward-loop "$(target)/release/examples/forward_loop" \
-		--clip "$$SENSORIUM_SAMPLES/speech/sense_and_sensibility_01_austen_64kb-0880.wav" $(BENCH)
+	@$(with_env) baselines=$$(loadtest/baselines/setup.sh); "$(target)/release/loadtest" bench --server "$(binary)" \
+		--forward-loop "$(target)/release/examples/forward_loop" $$baselines $(BENCH)
 
 .PHONY: clean
 clean: ## Removes what was built; the cache stays.

@@ -12,6 +12,7 @@ mod error;
 mod layers;
 mod loader;
 mod network;
+mod team;
 mod torchscript;
 mod weights;
 

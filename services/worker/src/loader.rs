@@ -18,6 +18,7 @@ use crate::builtin::{Chaos, Identity};
 use crate::device;
 use crate::error::Error;
 use crate::network::{Network, Served};
+use crate::team::Team;
 use crate::torchscript::TorchScript;
 use crate::weights::Weights;
 
@@ -89,6 +90,7 @@ impl engine::Loader for TchLoader {
         }
         // the setting belongs to the calling thread: each device thread has an OpenMP team of its own
         tch::set_num_threads(self.threads);
+        let _team = Team;
         let _guard = tch::no_grad_guard();
         let load = || {
             let device = device::choose(&manifest.replicas.device)?;

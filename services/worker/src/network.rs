@@ -6,6 +6,7 @@ use tch::{Device, Tensor};
 
 use crate::convert;
 use crate::error::Error;
+use crate::team::Team;
 
 /// An input or output of a network: a name for messages, a datatype, and a shape in which -1 is any size.
 #[derive(Clone, Debug)]
@@ -83,6 +84,7 @@ impl<N: Network> Served<N> {
 
 impl<N: Network> Engine for Served<N> {
     fn forward(&mut self, batch: Batch, pulse: &dyn Pulse) -> Result<Outputs, engine::Error> {
+        let _team = Team;
         let _guard = tch::no_grad_guard();
         Ok(self.run(&batch, pulse)?)
     }

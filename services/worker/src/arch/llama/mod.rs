@@ -20,6 +20,7 @@ use crate::attention;
 use crate::convert;
 use crate::error::Error;
 use crate::layers::Linear;
+use crate::team::Team;
 use crate::weights::{Weights, bytes, read_json};
 
 /// Steps with more tokens than this beat between layers too.
@@ -317,6 +318,7 @@ impl Decoder for Llama {
     }
 
     fn advance(&mut self, feeds: &[Feed<'_>], pulse: &dyn Pulse) -> Result<Vec<Vec<f32>>, engine::Error> {
+        let _team = Team;
         let _guard = tch::no_grad_guard();
         Ok(self.step(feeds, pulse)?)
     }
