@@ -51,8 +51,8 @@ making=
 trap '[[ -z $making ]] || rm -rf "$making"' EXIT
 
 debian_packages() {
-    command -v dpkg-query > /dev/null || { say "not Debian: see to g++, make, pkg-config, cmake, python3 yourself"; return; }
-    local wanted=(g++ make pkg-config cmake python3 python3-venv ca-certificates curl) missing=() package
+    command -v dpkg-query > /dev/null || { say "not Debian: see to g++, make, pkg-config, cmake, protoc, python3 yourself"; return; }
+    local wanted=(g++ make pkg-config cmake protobuf-compiler libprotobuf-dev python3 python3-venv ca-certificates curl) missing=() package
     $tests && wanted+=(etcd-server nats-server redis-server)
     for package in "${wanted[@]}"; do
         [[ $(dpkg-query -W -f '${Status}' "$package" 2> /dev/null) == 'install ok installed' ]] || missing+=("$package")

@@ -1,0 +1,358 @@
+//! The register in etcd v3: a key per node under `<prefix>/nodes/`, on a lease of its own.
+//!
+//! Two tasks. [`keep`] holds a node's key: it grants the lease, puts the key, renews, and starts over whenever any of
+//! that fails, also when etcd comes back without its data. [`follow`] keeps the view: it lists, watches from the
+//! revision after the list, and lists again when the watch breaks or its revision was compacted.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+use etcd_client::{
+    Certificate, Client, ConnectOptions, EventType, GetOptions, Identity, PutOptions, TlsOptions, WatchOptions,
+};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::{Link, Registration, View};
+
+/// An answer that does not come within this is an outage.
+const ANSWER: Duration = Duration::from_secs(3);
+
+/// Where etcd is, and how to talk to it.
+#[derive(Clone, Debug)]
+pub struct Etcd {
+    /// URLs of its members.
+    pub endpoints: Vec<String>,
+    /// Name of the cluster: the root of all keys, so that several share one etcd.
+    pub prefix: String,
+    /// Time after which a node that no longer renews is gone. Rounded up to whole seconds, as etcd counts them.
+    pub lease: Duration,
+    /// User and password, where etcd asks for them.
+    pub credentials: Option<Credentials>,
+    /// Certificates, for `https` endpoints.
+    pub tls: Option<Tls>,
+}
+
+/// A user of etcd.
+#[derive(Clone)]
+#[allow(missing_docs)]
+pub struct Credentials {
+    pub user: String,
+    pub password: String,
+}
+
+impl std::fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} (password not shown)", self.user)
+    }
+}
+
+/// PEM texts of a TLS client.
+#[derive(Clone)]
+#[allow(missing_docs)]
+pub struct Tls {
+    /// Who may have signed the server's certificate.
+    pub authority: Vec<u8>,
+    /// Our own certificate and key, where the server asks for one.
+    pub identity: Option<(Vec<u8>, Vec<u8>)>,
+}
+
+impl std::fmt::Debug for Tls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Tls {{ identity: {} }}", self.identity.is_some())
+    }
+}
+
+/// Why the register is out of reach.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// etcd refused, or the connection broke.
+    #[error("etcd: {0}")]
+    Etcd(#[from] etcd_client::Error),
+    /// No answer.
+    #[error("etcd does not answer")]
+    Silent,
+    /// The lease ran out while we were cut off.
+    #[error("the lease is gone")]
+    LeaseGone,
+    /// A stream ended.
+    #[error("etcd ended the stream: {0}")]
+    Ended(String),
+    /// A registration that cannot be written.
+    #[error("registration: {0}")]
+    Json(#[from] serde_json::Error),
+}
+
+type Result<T> = std::result::Result<T, Error>;
+
+impl Etcd {
+    fn nodes(&self) -> String {
+        format!("{}/nodes/", self.prefix)
+    }
+
+    fn key(&self, node: &str) -> String {
+        format!("{}{node}", self.nodes())
+    }
+
+    async fn connect(&self) -> Result<Client> {
+        let mut options = ConnectOptions::new()
+            .with_connect_timeout(ANSWER)
+            .with_keep_alive(Duration::from_secs(2), ANSWER)
+            .with_keep_alive_while_idle(true)
+            .with_auto_token_refresh(true);
+        if let Some(Credentials { user, password }) = &self.credentials {
+            options = options.with_user(user, password);
+        }
+        if let Some(tls) = &self.tls {
+            let mut with = TlsOptions::new().ca_certificate(Certificate::from_pem(&tls.authority));
+            if let Some((certificate, key)) = &tls.identity {
+                with = with.identity(Identity::from_pem(certificate, key));
+            }
+            options = options.with_tls(with);
+        }
+        within(Client::connect(&self.endpoints, Some(options))).await
+    }
+
+    fn backoff(&self) -> impl Iterator<Item = Duration> {
+        let most = (self.lease / 4).min(Duration::from_secs(1));
+        let retry = ExponentialBuilder::new().with_min_delay(Duration::from_millis(50)).with_max_delay(most);
+        retry.with_jitter().without_max_times().build()
+    }
+}
+
+async fn within<T>(answer: impl Future<Output = std::result::Result<T, etcd_client::Error>>) -> Result<T> {
+    Ok(tokio::time::timeout(ANSWER, answer).await.map_err(|_| Error::Silent)??)
+}
+
+/// Keeps a node's key until `wanted` is `None` or nobody wants anything any more.
+pub(super) async fn keep(options: Arc<Etcd>, mut wanted: watch::Receiver<Option<Registration>>) {
+    let mut backoff = options.backoff();
+    loop {
+        let mut registered = false;
+        match hold(&options, &mut wanted, &mut registered).await {
+            Ok(()) => return,
+            Err(error) => tracing::warn!(%error, "not registered, trying again"),
+        }
+        if wanted.borrow().is_none() {
+            return; // the lease runs out by itself
+        }
+        if registered {
+            backoff = options.backoff();
+        }
+        let pause = backoff.next().unwrap_or(Duration::from_secs(1));
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            gone = wanted.wait_for(Option::is_none) => {
+                let _ = gone;
+                return;
+            }
+        }
+    }
+}
+
+async fn hold(options: &Etcd, wanted: &mut watch::Receiver<Option<Registration>>, registered: &mut bool) -> Result<()> {
+    let mut client = options.connect().await?;
+    let seconds = i64::try_from(options.lease.as_secs_f64().ceil() as u64).unwrap_or(10).max(1);
+    let lease = within(client.lease_grant(seconds, None)).await?.id();
+    let (mut keeper, mut answers) = within(client.lease_keep_alive(lease)).await?;
+    let mut renew = tokio::time::interval(options.lease / 3);
+    let mut written: Option<Registration> = None;
+    loop {
+        let now = wanted.borrow_and_update().clone();
+        let Some(now) = now else {
+            within(client.lease_revoke(lease)).await?;
+            return Ok(());
+        };
+        if written.as_ref() != Some(&now) {
+            let put = PutOptions::new().with_lease(lease);
+            within(client.put(options.key(&now.node), serde_json::to_vec(&now)?, Some(put))).await?;
+            if !std::mem::replace(registered, true) {
+                tracing::info!(node = now.node, lease, "registered");
+            }
+            written = Some(now);
+        }
+        tokio::select! {
+            _ = renew.tick() => {
+                within(keeper.keep_alive()).await?;
+                let answer = within(answers.message()).await?.ok_or_else(|| Error::Ended("lease".to_owned()))?;
+                if answer.ttl() <= 0 {
+                    return Err(Error::LeaseGone);
+                }
+            }
+            changed = wanted.changed() => {
+                if changed.is_err() {
+                    within(client.lease_revoke(lease)).await?;
+                    return Ok(());
+                }
+            }
+        }
+    }
+}
+
+/// Keeps the view for as long as anybody holds a handle to it.
+pub(super) async fn follow(options: Arc<Etcd>, view: Arc<watch::Sender<View>>, link: Arc<watch::Sender<Link>>) {
+    let mut backoff = options.backoff();
+    let mut missing = Missing::default();
+    loop {
+        let mut current = false;
+        let outcome = read(&options, &view, &link, &mut missing, &mut current).await;
+        let Err(error) = outcome;
+        link.send_if_modified(|link| {
+            let was = *link == Link::Current;
+            if was {
+                tracing::warn!(%error, "the register is out of reach, going on with the last view");
+                *link = Link::Stale { since: Instant::now() };
+            }
+            was
+        });
+        if current {
+            backoff = options.backoff();
+        }
+        tokio::time::sleep(backoff.next().unwrap_or(Duration::from_secs(1))).await;
+    }
+}
+
+/// Nodes that were in the view and are not in a fresh list. They are given the time of a lease to come back: etcd may
+/// have lost its data, or they may be registering again just now. A node that is really gone is noticed by its route.
+#[derive(Default)]
+struct Missing {
+    until: BTreeMap<String, Instant>,
+}
+
+impl Missing {
+    fn merge(&mut self, before: &View, listed: BTreeMap<String, Registration>, grace: Duration) -> View {
+        let now = Instant::now();
+        let mut merged = listed;
+        self.until.retain(|node, _| !merged.contains_key(node));
+        for (node, registration) in before.iter() {
+            if !merged.contains_key(node) {
+                let until = *self.until.entry(node.clone()).or_insert(now + grace);
+                if until > now {
+                    merged.insert(node.clone(), registration.clone());
+                }
+            }
+        }
+        Arc::new(merged)
+    }
+
+    fn next(&self) -> Option<Instant> {
+        self.until.values().min().copied()
+    }
+
+    fn take_due(&mut self) -> Vec<String> {
+        let now = Instant::now();
+        let due = self.until.iter().filter(|(_, until)| **until <= now).map(|(node, _)| node.clone()).collect();
+        self.until.retain(|_, until| *until > now);
+        due
+    }
+}
+
+async fn read(
+    options: &Etcd,
+    view: &watch::Sender<View>,
+    link: &watch::Sender<Link>,
+    missing: &mut Missing,
+    current: &mut bool,
+) -> Result<std::convert::Infallible> {
+    let mut client = options.connect().await?;
+    let prefix = options.nodes();
+    let list = within(client.get(prefix.as_str(), Some(GetOptions::new().with_prefix()))).await?;
+    let revision = list.header().map_or(0, etcd_client::ResponseHeader::revision);
+    let listed = list.kvs().iter().filter_map(|kv| parse(kv.key(), kv.value(), &prefix)).collect();
+    view.send_modify(|view| *view = missing.merge(view, listed, options.lease));
+    let watching = WatchOptions::new().with_prefix().with_start_revision(revision + 1).with_progress_notify();
+    let mut events = within(client.watch(prefix.as_str(), Some(watching))).await?;
+    *current = true;
+    if link.send_replace(Link::Current) != Link::Current {
+        tracing::info!(nodes = view.borrow().len(), revision, "the view of the cluster is current");
+    }
+    loop {
+        let due = missing.next();
+        let event = tokio::select! {
+            event = events.message() => event?.ok_or_else(|| Error::Ended("watch".to_owned()))?,
+            () = async { tokio::time::sleep_until(due.unwrap_or_else(Instant::now)).await }, if due.is_some() => {
+                for node in missing.take_due() {
+                    tracing::warn!(node, "did not register again, left out");
+                    view.send_modify(|view| drop(Arc::make_mut(view).remove(&node)));
+                }
+                continue;
+            }
+        };
+        if event.canceled() {
+            // also when the revision was compacted: the next list starts from a newer one
+            return Err(Error::Ended(event.cancel_reason().to_owned()));
+        }
+        for event in event.events() {
+            let Some(kv) = event.kv() else { continue };
+            match event.event_type() {
+                EventType::Put => {
+                    if let Some((node, registration)) = parse(kv.key(), kv.value(), &prefix) {
+                        missing.until.remove(&node);
+                        view.send_if_modified(|view| {
+                            let changed = view.get(&node) != Some(&registration);
+                            if changed {
+                                Arc::make_mut(view).insert(node, registration);
+                            }
+                            changed
+                        });
+                    }
+                }
+                EventType::Delete => {
+                    if let Some(node) = node_of(kv.key(), &prefix) {
+                        missing.until.remove(node);
+                        view.send_if_modified(|view| Arc::make_mut(view).remove(node).is_some());
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn node_of<'a>(key: &'a [u8], prefix: &str) -> Option<&'a str> {
+    std::str::from_utf8(key).ok()?.strip_prefix(prefix)
+}
+
+fn parse(key: &[u8], value: &[u8], prefix: &str) -> Option<(String, Registration)> {
+    let node = node_of(key, prefix)?;
+    match serde_json::from_slice::<Registration>(value) {
+        Ok(registration) => Some((node.to_owned(), registration)),
+        Err(error) => {
+            tracing::warn!(node, %error, "a registration that cannot be read is left out");
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nodes(names: &[&str]) -> BTreeMap<String, Registration> {
+        let node = |name: &str| Registration { node: name.to_owned(), ..Registration::default() };
+        names.iter().map(|name| ((*name).to_owned(), node(name))).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_missing_from_a_list_is_given_the_time_of_a_lease() {
+        let grace = Duration::from_secs(5);
+        let mut missing = Missing::default();
+        let before = Arc::new(nodes(&["a", "b"]));
+        let view = missing.merge(&before, nodes(&[]), grace);
+        assert_eq!(view.len(), 2, "etcd without its data does not empty the view");
+        tokio::time::advance(Duration::from_secs(3)).await;
+        let view = missing.merge(&view, nodes(&["a"]), grace);
+        assert_eq!(view.len(), 2);
+        tokio::time::advance(Duration::from_secs(3)).await;
+        assert_eq!(missing.take_due(), ["b"], "`a` has come back, `b` has not");
+        assert_eq!(missing.next(), None);
+    }
+
+    #[test]
+    fn what_is_no_registration_is_left_out() {
+        assert!(parse(b"/s/nodes/w", b"{}", "/s/nodes/").is_some());
+        assert!(parse(b"/s/nodes/w", b"not json", "/s/nodes/").is_none());
+        assert!(parse(b"/other", b"{}", "/s/nodes/").is_none());
+    }
+}

@@ -1,0 +1,173 @@
+//! Who is there: nodes register what they are and hold, gateways watch.
+//!
+//! In etcd a registration is a key on a lease, renewed for as long as its node lives ([`etcd`]). The embedded twin keeps
+//! the register in the process. Either way the view is the last one known: an outage of etcd makes it stale, never
+//! empty.
+
+mod etcd;
+mod registration;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+pub use self::etcd::{Credentials, Error, Etcd, Tls};
+pub use self::registration::{Held, Policy, Registration, Role};
+
+/// Everybody who is registered, by name.
+pub type View = Arc<BTreeMap<String, Registration>>;
+
+/// How the view stands to the register.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Link {
+    /// The view is the register.
+    Current,
+    /// The register is out of reach; the view is the last one known.
+    Stale {
+        /// Since when.
+        since: Instant,
+    },
+}
+
+impl Link {
+    /// How long the view has been stale; nothing if it is current.
+    pub fn stale_for(self) -> Option<Duration> {
+        match self {
+            Self::Current => None,
+            Self::Stale { since } => Some(since.elapsed()),
+        }
+    }
+}
+
+/// A cheap handle to the register.
+#[derive(Clone)]
+pub struct Membership {
+    view: Arc<watch::Sender<View>>,
+    link: Arc<watch::Sender<Link>>,
+    etcd: Option<Arc<Etcd>>,
+}
+
+impl Membership {
+    /// A register within this process.
+    pub fn embedded() -> Self {
+        Self { view: Arc::default(), link: Arc::new(watch::Sender::new(Link::Current)), etcd: None }
+    }
+
+    /// The register in etcd. Returns at once, with a view that is empty and stale until etcd has answered: nodes may be
+    /// started before it.
+    pub fn etcd(options: Etcd) -> Self {
+        let membership = Self {
+            view: Arc::default(),
+            link: Arc::new(watch::Sender::new(Link::Stale { since: Instant::now() })),
+            etcd: Some(Arc::new(options)),
+        };
+        if let Some(options) = membership.etcd.clone() {
+            tokio::spawn(etcd::follow(options, membership.view.clone(), membership.link.clone()));
+        }
+        membership
+    }
+
+    /// Registers a node for as long as the lease lives.
+    pub fn register(&self, registration: Registration) -> Lease {
+        let (wanted, seen) = watch::channel(Some(registration.clone()));
+        let keeper = self.etcd.clone().map(|options| tokio::spawn(etcd::keep(options, seen)));
+        let lease = Lease { view: self.view.clone(), node: registration.node.clone(), wanted, keeper };
+        lease.enter(&registration);
+        lease
+    }
+
+    /// The register as it is, and as it changes.
+    pub fn watch(&self) -> watch::Receiver<View> {
+        self.view.subscribe()
+    }
+
+    /// How the view stands to the register, and as it changes.
+    pub fn link(&self) -> watch::Receiver<Link> {
+        self.link.subscribe()
+    }
+
+    /// Whether the register is within this process.
+    pub fn is_embedded(&self) -> bool {
+        self.etcd.is_none()
+    }
+}
+
+/// A node's place in the register.
+pub struct Lease {
+    view: Arc<watch::Sender<View>>,
+    node: String,
+    wanted: watch::Sender<Option<Registration>>,
+    keeper: Option<JoinHandle<()>>,
+}
+
+impl Lease {
+    /// Changes what the register says of the node. Returns whether that was a change.
+    pub fn update(&self, change: impl FnOnce(&mut Registration)) -> bool {
+        let changed = self.wanted.send_if_modified(|wanted| {
+            let Some(registration) = wanted else { return false };
+            let before = registration.clone();
+            change(registration);
+            *registration != before
+        });
+        if changed && let Some(registration) = self.wanted.borrow().as_ref() {
+            self.enter(registration);
+        }
+        changed
+    }
+
+    /// Leaves the register; returns when it is known there, or when it cannot be reached and the lease runs out.
+    pub async fn withdraw(mut self) {
+        self.wanted.send_replace(None);
+        if let Some(keeper) = self.keeper.take() {
+            // a keeper that has panicked keeps nothing
+            let _ = tokio::time::timeout(Duration::from_secs(2), keeper).await;
+        }
+    }
+
+    /// What a node says of itself, it need not wait to hear from etcd.
+    fn enter(&self, registration: &Registration) {
+        self.view.send_if_modified(|view| {
+            if view.get(&self.node) == Some(registration) {
+                return false;
+            }
+            Arc::make_mut(view).insert(self.node.clone(), registration.clone());
+            true
+        });
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.wanted.send_replace(None);
+        self.view.send_if_modified(|view| Arc::make_mut(view).remove(&self.node).is_some());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn worker(models: &[&str]) -> Registration {
+        let held = models.iter().map(|name| Held { name: (*name).to_owned(), ..Held::default() });
+        Registration { node: "w1".into(), models: held.collect(), ..Registration::default() }
+    }
+
+    #[tokio::test]
+    async fn a_registration_lives_as_long_as_its_lease() {
+        let membership = Membership::embedded();
+        let mut view = membership.watch();
+        let lease = membership.register(worker(&["minilm"]));
+        assert!(view.has_changed().unwrap());
+        assert_eq!(view.borrow_and_update()["w1"].models[0].name, "minilm");
+        assert!(!lease.update(|registration| registration.draining = false));
+        assert!(!view.has_changed().unwrap(), "nothing has changed");
+        assert!(lease.update(|registration| registration.draining = true));
+        assert!(view.borrow_and_update()["w1"].draining);
+        lease.withdraw().await;
+        assert!(view.borrow_and_update().is_empty());
+    }
+}
