@@ -3,8 +3,12 @@ use std::path::PathBuf;
 
 use prost::Message;
 
-const FILES: [&str; 3] =
-    ["inference/grpc_service.proto", "sensorium/v1/sensorium.proto", "sensorium/admin/v1/admin.proto"];
+const FILES: [&str; 4] = [
+    "inference/grpc_service.proto",
+    "sensorium/v1/sensorium.proto",
+    "sensorium/admin/v1/admin.proto",
+    "sensorium/worker/v1/worker.proto",
+];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");

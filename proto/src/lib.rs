@@ -15,5 +15,17 @@ pub mod admin {
     tonic::include_proto!("sensorium.admin.v1");
 }
 
+mod sensorium {
+    pub(crate) mod worker {
+        /// From gateway to worker, package `sensorium.worker.v1`, in the place where its references to `inference`
+        /// expect it.
+        pub mod v1 {
+            tonic::include_proto!("sensorium.worker.v1");
+        }
+    }
+}
+
+pub use sensorium::worker::v1 as worker;
+
 /// All descriptors, for gRPC reflection.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
