@@ -55,6 +55,12 @@ pub enum Error {
         /// For people.
         message: String,
     },
+    /// No credentials, or none that are known.
+    #[error("{0}")]
+    Unauthenticated(String),
+    /// The credentials do not allow it.
+    #[error("{0}")]
+    PermissionDenied(String),
     /// The protocol has it, this server does not.
     #[error("{0}")]
     Unimplemented(String),
@@ -90,6 +96,8 @@ impl Error {
             Self::Unavailable { .. } => "unavailable",
             Self::DeadlineExceeded { .. } => "deadline_exceeded",
             Self::FailedPrecondition { .. } => "failed_precondition",
+            Self::Unauthenticated(_) => "unauthenticated",
+            Self::PermissionDenied(_) => "permission_denied",
             Self::Unimplemented(_) => "unimplemented",
             Self::Cancelled => "cancelled",
             Self::Internal(_) => "internal",

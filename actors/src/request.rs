@@ -9,7 +9,7 @@ use futures::Stream;
 use tokio::time::Instant;
 
 use crate::error::{Error, Result};
-use crate::tensor::Tensor;
+use crate::tensor::{DataType, Tensor};
 
 /// A tensor and its public name.
 #[derive(Clone, Debug)]
@@ -100,6 +100,32 @@ pub struct Request {
     pub parameters: Parameters,
     /// Which outputs are wanted; empty: all.
     pub outputs: Vec<String>,
+    /// A generation goes on from here: what a worker told before it was lost.
+    pub resume: Option<Resume>,
+}
+
+/// What has been told of a generation.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Resume {
+    /// Tokens that were generated.
+    pub tokens: Vec<u32>,
+    /// Bytes of text that were sent.
+    pub sent: usize,
+}
+
+impl Resume {
+    /// Takes note of a part.
+    pub fn note(&mut self, reply: &Reply) {
+        self.tokens.extend(&reply.tokens);
+        let texts = reply.outputs.iter().filter(|output| output.tensor.dtype() == DataType::Bytes);
+        // a part is one element: its length, and the text
+        self.sent += texts.map(|output| output.tensor.data().len().saturating_sub(4)).sum::<usize>();
+    }
+
+    /// Whether nothing has been told.
+    pub fn is_empty(&self) -> bool {
+        self.tokens.is_empty() && self.sent == 0
+    }
 }
 
 impl Request {
@@ -111,7 +137,15 @@ impl Request {
             inputs: vec![NamedTensor { name: input.to_owned(), tensor: Tensor::from_elements(&[content]) }],
             parameters: Parameters::default(),
             outputs: Vec::new(),
+            resume: None,
         }
+    }
+
+    /// How big it is, for estimates of its time: kilobytes of input, at least one.
+    #[allow(clippy::cast_precision_loss)]
+    pub fn size(&self) -> f64 {
+        let bytes: usize = self.inputs.iter().map(|input| input.tensor.data().len()).sum();
+        (bytes as f64 / 1024.0).max(1.0)
     }
 
     /// The input of this name.
@@ -138,6 +172,8 @@ pub struct Reply {
     pub parameters: Parameters,
     /// No further part follows.
     pub last: bool,
+    /// Tokens that were generated since the part before. Not for clients: with them a generation goes on elsewhere.
+    pub tokens: Vec<u32>,
 }
 
 impl Reply {
@@ -165,12 +201,32 @@ pub struct Context {
     pub queue_timeout: Option<Duration>,
     /// The request's trace, continued in the worker and its batch.
     pub span: Option<tracing::Span>,
+    /// Time that the answer may take, where that is less than the deadline leaves: a branch's share.
+    pub budget: Option<Duration>,
+    /// On whose behalf; nothing is shared between tenants.
+    pub tenant: Arc<str>,
+    /// Models that it may ask; nothing: all.
+    pub models: Option<Arc<[String]>>,
 }
 
 impl Context {
     /// Whether the deadline has passed.
     pub fn expired(&self) -> bool {
         self.deadline.is_some_and(|deadline| Instant::now() >= deadline)
+    }
+
+    /// Whether the model may be asked.
+    ///
+    /// # Errors
+    /// `PermissionDenied` if not.
+    pub fn permits(&self, model: &str) -> Result<()> {
+        match &self.models {
+            Some(models) if !models.iter().any(|allowed| allowed == model) => {
+                let message = format!("the API key may not ask model '{model}', only {}", models.join(", "));
+                Err(Error::PermissionDenied(message))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Waits for `future`, but not past the deadline.

@@ -224,7 +224,7 @@ mod tests {
         let sampling = Sampling { max_tokens: 1, temperature: 0.0, top_p: 1.0, top_k: 0, seed: 0, stop: Vec::new() };
         let (sink, pieces) = mpsc::unbounded_channel();
         std::mem::forget(pieces); // somebody waits
-        let generation = Generation { prompt: vec![1], generated: Vec::new(), sent: 0, sampling, sink };
+        let generation = Generation { prompt: vec![1], generated: Vec::new(), sent: 0, told: 0, sampling, sink };
         let meta = Meta {
             rows: 1,
             length: 0,

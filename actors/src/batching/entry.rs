@@ -28,6 +28,8 @@ pub struct Piece {
     pub finish: Option<Finish>,
     /// Tokens generated so far.
     pub tokens: usize,
+    /// Those of them that no piece before has told.
+    pub fresh: Vec<u32>,
 }
 
 /// Why a generation ended.
@@ -58,6 +60,8 @@ pub struct Generation {
     pub generated: Vec<u32>,
     /// Bytes of text that were sent before a replica was lost.
     pub sent: usize,
+    /// How many of `generated` were told with them.
+    pub told: usize,
     /// How to choose the next token, and when to stop.
     pub sampling: Sampling,
     /// Who reads. Bounded by construction: never more than `sampling.max_tokens` + 1 pieces.

@@ -60,6 +60,16 @@ impl Manifest {
                 "a level from 1 to batching.priority_levels",
             );
         }
+        if !(0.0..100.0).contains(&self.routing.hedge_percentile) {
+            return bad(
+                "routing.hedge_percentile",
+                self.routing.hedge_percentile.to_string(),
+                "a percentile from 0 to below 100",
+            );
+        }
+        if self.routing.fallback == self.name {
+            return bad("routing.fallback", format!("\"{}\"", self.name), "another model");
+        }
         if self.replicas.count == 0 {
             return bad("replicas.count", "0".into(), "at least 1");
         }

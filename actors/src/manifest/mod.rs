@@ -11,7 +11,9 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 pub use self::check::Error;
-pub use self::sections::{Batching, Channels, Filter, Generation, ImagePreprocess, Limits, Replicas, TimeoutAction};
+pub use self::sections::{
+    Batching, Channels, Filter, Generation, ImagePreprocess, Limits, Replicas, Routing, TimeoutAction,
+};
 use crate::tensor::DataType;
 
 /// The sense that a model serves. Supervisors, queues and scaling are per modality.
@@ -167,6 +169,9 @@ pub struct Manifest {
     /// Replicas.
     #[serde(default)]
     pub replicas: Replicas,
+    /// The way of requests.
+    #[serde(default)]
+    pub routing: Routing,
     /// Whether the server is unready until this model is warm.
     #[serde(default = "yes")]
     pub required: bool,

@@ -166,6 +166,28 @@ impl Default for Generation {
     }
 }
 
+/// `[routing]`: how requests find a worker, and what happens when one is lost.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Routing {
+    /// Whether a request may be executed twice. If not, one that a lost worker may have begun is not tried again.
+    pub idempotent: bool,
+    /// Whether a generation whose worker is lost goes on elsewhere from what was told; if not, it ends with UNAVAILABLE.
+    pub resume: bool,
+    /// Percentile of the model's own latency after which a second worker is asked, and the slower one cancelled; 0: never.
+    pub hedge_percentile: f64,
+    /// A smaller model with the same tensors that answers where this one cannot within its budget; empty: none.
+    pub fallback: String,
+    /// Milliseconds that a branch of an understanding is given for this model; 0: its share of the deadline.
+    pub budget_ms: u64,
+}
+
+impl Default for Routing {
+    fn default() -> Self {
+        Self { idempotent: true, resume: true, hedge_percentile: 0.0, fallback: String::new(), budget_ms: 0 }
+    }
+}
+
 /// `[replicas]`: how many, where, and when one counts as hung.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]

@@ -11,7 +11,7 @@ use super::{Answer, Assets, Pool, elements, inputs, named, text};
 use crate::batching::entry::{Generation, Piece};
 use crate::error::{Error, Result};
 use crate::replica::sampler::Sampling;
-use crate::request::{Context, Parameter, Parameters, Reply, ReplyStream, Request};
+use crate::request::{Context, Parameter, Parameters, Reply, ReplyStream, Request, Resume};
 use crate::tensor::Tensor;
 use crate::worker::served::Served;
 
@@ -53,7 +53,7 @@ pub(super) async fn complete(
                 }
             }
             // lost with its batcher; nobody has seen any of it, and the same seed writes the same again
-            started = submit(served, started.prompt, started.sampling, context).await?;
+            started = submit(served, started.prompt, started.sampling, Resume::default(), context).await?;
         }
         Err(Error::lost(&served.manifest.name))
     });
@@ -92,7 +92,7 @@ pub async fn stream(served: Arc<Served>, request: Request, context: Context, poo
                     finish(&mut parameters, &piece, &prompt);
                 }
                 let outputs = vec![named(&output, Tensor::from_elements(&[&piece.text]))];
-                Some(Ok(Reply { model: model.clone(), version, outputs, parameters, last: over }))
+                Some(Ok(Reply { model: model.clone(), version, outputs, parameters, last: over, tokens: piece.fresh }))
             }
             Some(Err(error)) => {
                 over = true;
@@ -131,21 +131,33 @@ async fn start(served: &Arc<Served>, request: &Request, context: &Context, pool:
         })
         .await??;
     let mut started = Vec::with_capacity(encoded.len());
+    let resume = request.resume.clone().unwrap_or_default();
     for prompt in encoded {
-        started.push(submit(served, prompt, sampling.clone(), context).await?);
+        started.push(submit(served, prompt, sampling.clone(), resume.clone(), context).await?);
     }
     Ok(started)
 }
 
 /// Puts a sequence into the queue, again if the batcher is lost in that moment.
-async fn submit(served: &Served, prompt: Prompt, sampling: Sampling, context: &Context) -> Result<Started> {
+async fn submit(
+    served: &Served,
+    prompt: Prompt,
+    sampling: Sampling,
+    resume: Resume,
+    context: &Context,
+) -> Result<Started> {
     let mut tries = 0;
     loop {
         tries += 1;
         let (sink, pieces) = mpsc::unbounded_channel();
-        let (prompt_again, sampling_again) = (prompt.ids.clone(), sampling.clone());
-        let generation =
-            Generation { prompt: prompt_again, generated: Vec::new(), sent: 0, sampling: sampling_again, sink };
+        let generation = Generation {
+            prompt: prompt.ids.clone(),
+            generated: resume.tokens.clone(),
+            sent: resume.sent,
+            told: resume.tokens.len(),
+            sampling: sampling.clone(),
+            sink,
+        };
         match served.generate(generation, context).await {
             Ok(()) => return Ok(Started { pieces, prompt, sampling }),
             Err(Error::Unavailable { reason: "RESTARTING", .. }) if tries < TRIES => {

@@ -105,6 +105,7 @@ pub async fn run(served: &Arc<Served>, request: &Request, context: &Context, poo
         outputs: outputs.into_iter().filter(|output| request.wants(&output.name)).collect(),
         parameters,
         last: true,
+        tokens: Vec::new(),
     })
 }
 

@@ -15,6 +15,7 @@ use crate::batching::batcher::Batch;
 use crate::batching::entry::{Entry, Finish, Generation, Piece, Work};
 use crate::engine::{Decoder, Feed, SequenceId};
 use crate::error::{Error, Result};
+use crate::manifest;
 use crate::stats::BatchTiming;
 
 /// What a generator needs besides the decoder.
@@ -31,11 +32,24 @@ struct Run {
     /// Tokens that the decoder has not seen yet: the rest of the prompt, or the last sampled token.
     pending: Vec<u32>,
     fed: usize,
+    /// Where in `pending` tokens begin that were generated before a replica was lost.
+    replay_from: usize,
     text: Text,
     joined: Instant,
     started: bool,
     /// A child of the request's span, as long as the sequence runs.
     _span: tracing::Span,
+}
+
+impl Run {
+    /// Tokens that are fed at once: a part of the prompt, but what was generated before one by one, as it was then. A
+    /// product of several rows rounds otherwise than one of a single row, and the continuation would not be the same.
+    fn chunk(&self, generation: &manifest::Generation) -> usize {
+        match self.replay_from.checked_sub(self.fed) {
+            Some(left) if left > 0 => left.min(generation.prefill_chunk.max(1)),
+            _ => 1,
+        }
+    }
 }
 
 /// Decodes until the replica is stopped (`Ok`) or the decoder fails.
@@ -95,7 +109,16 @@ fn join(
             Some(parent) => tracing::info_span!(parent: parent, "sequence", model = thread.manifest.name),
             None => tracing::Span::none(),
         };
-        runs.push(Run { sequence, pending, fed: 0, text, joined: Instant::now(), started: false, _span: span });
+        runs.push(Run {
+            sequence,
+            pending,
+            fed: 0,
+            replay_from: generation.prompt.len(),
+            text,
+            joined: Instant::now(),
+            started: false,
+            _span: span,
+        });
         if thread.hands.with(|held| held.push((meta, entry))).is_none() {
             return Ok(());
         }
@@ -145,7 +168,6 @@ fn step(
     runs: &mut Vec<Run>,
 ) -> std::result::Result<Option<()>, String> {
     let started = Instant::now();
-    let chunk = thread.manifest.generation.prefill_chunk.max(1);
     let mut prefilling = false;
     let mut fed = Vec::with_capacity(runs.len());
     for (at, run) in runs.iter().enumerate() {
@@ -153,7 +175,8 @@ fn step(
         if left > 1 && std::mem::replace(&mut prefilling, true) {
             continue; // one prompt at a time
         }
-        fed.push((at, left.min(chunk), left <= chunk));
+        let count = left.min(run.chunk(&thread.manifest.generation));
+        fed.push((at, count, left == count));
     }
     let feeds: Vec<Feed<'_>> = fed
         .iter()
@@ -228,6 +251,7 @@ fn tell(thread: &Thread, at: usize, piece: Result<Piece>) -> Option<()> {
         if let Work::Generate(generation) = &mut held[at].1.work {
             if let Ok(piece) = &piece {
                 generation.sent += piece.text.len();
+                generation.told = piece.tokens;
             }
             // a reader that has gone is noticed before the next step
             let _ = generation.sink.send(piece);
@@ -247,6 +271,7 @@ fn advance(
     let token = sampling.pick(logits, generation.generated.len());
     run.pending = vec![token];
     run.fed = 0;
+    run.replay_from = 0;
     let mut finish = None;
     let mut text = String::new();
     if generator.end.contains(&token) {
@@ -265,7 +290,8 @@ fn advance(
     if finish.is_some() {
         text += &run.text.rest(&sampling.stop)?;
     }
-    Ok(Piece { text, finish, tokens: generation.generated.len() })
+    let fresh = generation.generated[generation.told..].to_vec();
+    Ok(Piece { text, finish, tokens: generation.generated.len(), fresh })
 }
 
 /// Tokens to text, holding back what may still become a stop string.

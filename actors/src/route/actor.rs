@@ -1,164 +1,157 @@
-//! The route of one model: it knows who holds it, how busy and how quick each of them is, and plans.
+//! The route of one model: the owner of its table of workers, and of who is ejected from it.
 //!
-//! It only plans. The request's task makes the call and reports the outcome; payloads never pass through here.
+//! It plans ahead: it publishes the table, and a request's own task picks from it, makes the call, and tells the route
+//! only of workers that fail again and again. Payloads never pass through here, and neither does a request that goes
+//! well: between two gRPC hops an actor's mailbox would be one wait too many.
+//!
+//! Ejection is Envoy's outlier detection with its defaults: after 5 failures in a row, for 30 s times the number of
+//! ejections, at most a tenth of the workers but at least one; looked at every 10 s.
 
+use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
-use tokio::time::Instant;
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+use sensorium_cluster::bus::Bus;
+use sensorium_cluster::membership::Registration;
 
+use super::candidate::Candidate;
 use super::client::Client;
-use crate::error::{Error, Result};
+use super::handle::Route;
+use super::table::Table;
 
-/// Weight of the newest latency in the moving average.
-const EWMA_WEIGHT: f64 = 0.1;
+/// Failures in a row after which a worker is ejected.
+pub const CONSECUTIVE_FAILURES: u32 = 5;
+/// How often ejections are looked at.
+const INTERVAL: Duration = Duration::from_secs(10);
+/// Of the first ejection; the second lasts twice as long.
+const EJECTION: Duration = Duration::from_secs(30);
+/// The longest.
+const MAX_EJECTION: Duration = Duration::from_secs(300);
+/// Share of the workers that may be ejected at once; one always may.
+const MAX_EJECTED: f64 = 0.1;
 
 /// What a route is told.
 pub enum Message {
-    /// Who is to take the next request? The answer counts as a call in work until it is dropped.
-    Plan(RpcReplyPort<Result<Call>>),
-    /// A call has ended.
-    Ended {
-        /// Which worker.
-        worker: String,
-        /// How long it took.
-        took: Duration,
-        /// Whether the worker did its part. A caller's mistake is not the worker's failure.
-        healthy: bool,
-    },
     /// These hold the model now.
-    Workers(Vec<Arc<dyn Client>>),
-}
-
-/// A planned call. Reports its outcome when dropped, so a cancelled one is not forgotten.
-pub struct Call {
-    client: Arc<dyn Client>,
-    route: ActorRef<Message>,
-    started: Instant,
-    healthy: bool,
-}
-
-impl Call {
-    /// Whom to call.
-    pub fn client(&self) -> &Arc<dyn Client> {
-        &self.client
-    }
-
-    /// The call failed; whether that speaks against the worker is decided here.
-    pub fn failed(&mut self, error: &Error) {
-        self.healthy = !matches!(error, Error::Internal(_) | Error::Unavailable { .. });
-    }
-}
-
-impl Drop for Call {
-    fn drop(&mut self) {
-        let worker = self.client.name().to_owned();
-        let ended = Message::Ended { worker, took: self.started.elapsed(), healthy: self.healthy };
-        // a route that was started again counts from nothing
-        let _ = self.route.cast(ended);
-    }
+    Workers(Vec<(Registration, Arc<dyn Client>)>),
+    /// A worker has failed so often in a row that it should be ejected.
+    Failing(String),
+    /// Look at the ejections.
+    Look,
 }
 
 /// See the module.
-pub struct Route;
+pub struct RouteActor;
 
 /// What a route starts with.
 pub struct Arguments {
-    /// The model.
-    pub model: String,
+    /// What requests hold on to.
+    pub route: Arc<Route>,
     /// Calls in work, for the tree.
     pub depth: Arc<AtomicU64>,
     /// Who holds the model.
-    pub workers: Vec<Arc<dyn Client>>,
+    pub workers: Vec<(Registration, Arc<dyn Client>)>,
+    /// Where ejections are told.
+    pub bus: Bus,
 }
 
 /// What a route owns.
 pub struct State {
-    model: String,
-    depth: Arc<AtomicU64>,
-    workers: Vec<Candidate>,
+    route: Arc<Route>,
+    bus: Bus,
+    /// How often a worker was ejected of late.
+    ejections: HashMap<String, u32>,
 }
 
-struct Candidate {
-    client: Arc<dyn Client>,
-    in_flight: u64,
-    /// Moving average; 0 until the first call has ended.
-    latency_seconds: f64,
-}
-
-impl Candidate {
-    fn new(client: Arc<dyn Client>) -> Self {
-        Self { client, in_flight: 0, latency_seconds: 0.0 }
-    }
-
-    /// Seconds that a new call can expect.
-    #[allow(clippy::cast_precision_loss)]
-    fn load(&self) -> f64 {
-        (self.in_flight + 1) as f64 * self.latency_seconds.max(1e-6)
-    }
-}
-
-impl Actor for Route {
+impl Actor for RouteActor {
     type Msg = Message;
     type State = State;
     type Arguments = Arguments;
 
-    async fn pre_start(&self, _: ActorRef<Message>, args: Arguments) -> Result<State, ActorProcessingErr> {
-        let workers = args.workers.into_iter().map(Candidate::new).collect();
-        Ok(State { model: args.model, depth: args.depth, workers })
+    async fn pre_start(&self, myself: ActorRef<Message>, args: Arguments) -> Result<State, ActorProcessingErr> {
+        let mut state = State { route: args.route, bus: args.bus, ejections: HashMap::new() };
+        state.replace(args.workers);
+        state.route.attach(myself.clone(), args.depth);
+        myself.send_interval(INTERVAL, || Message::Look);
+        Ok(state)
     }
 
     async fn handle(
         &self,
-        myself: ActorRef<Message>,
+        _: ActorRef<Message>,
         message: Message,
         state: &mut State,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            Message::Plan(reply) => {
-                // a caller that has gone drops the call, and its drop is the report
-                let _ = reply.send(state.plan(myself));
-            }
-            Message::Ended { worker, took, healthy } => state.ended(&worker, took, healthy),
             Message::Workers(workers) => state.replace(workers),
+            Message::Failing(worker) => state.failing(&worker),
+            Message::Look => state.look(),
         }
         Ok(())
     }
 }
 
 impl State {
-    fn plan(&mut self, myself: ActorRef<Message>) -> Result<Call> {
-        let least = self.workers.iter_mut().min_by(|a, b| a.load().total_cmp(&b.load()));
-        let Some(candidate) = least else {
-            return Err(Error::Unavailable {
-                reason: "NO_WORKER",
-                message: format!("no worker holds {}", self.model),
-                retry_after: Duration::from_secs(1),
-            });
-        };
-        candidate.in_flight += 1;
-        self.depth.fetch_add(1, Ordering::Relaxed);
-        Ok(Call { client: candidate.client.clone(), route: myself, started: Instant::now(), healthy: true })
+    fn replace(&mut self, workers: Vec<(Registration, Arc<dyn Client>)>) {
+        let before = self.route.table();
+        let candidates = workers.into_iter().map(|(registration, client)| {
+            let known = before
+                .candidates()
+                .iter()
+                .find(|known| known.client.name() == client.name() && known.incarnation == registration.incarnation);
+            let seen = known.map(|known| known.seen.clone());
+            Arc::new(Candidate::new(&registration, &self.route.model, client, seen))
+        });
+        self.route.publish(Table::new(candidates.collect()));
+        let table = self.route.table();
+        self.ejections.retain(|worker, _| table.candidates().iter().any(|known| known.client.name() == worker));
     }
 
-    fn ended(&mut self, worker: &str, took: Duration, healthy: bool) {
-        if let Some(candidate) = self.workers.iter_mut().find(|candidate| candidate.client.name() == worker) {
-            candidate.in_flight = candidate.in_flight.saturating_sub(1);
-            let took = took.as_secs_f64();
-            if healthy {
-                candidate.latency_seconds += EWMA_WEIGHT * (took - candidate.latency_seconds);
+    #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+    fn failing(&mut self, worker: &str) {
+        let table = self.route.table();
+        let Some(candidate) = table.candidates().iter().find(|known| known.client.name() == worker) else { return };
+        // told of by several requests at once, or recovered meanwhile
+        if candidate.seen.is_ejected() || candidate.seen.failures() < CONSECUTIVE_FAILURES {
+            return;
+        }
+        let ejected = table.candidates().iter().filter(|known| known.seen.is_ejected()).count();
+        let allowed = ((table.candidates().len() as f64 * MAX_EJECTED) as usize).max(1);
+        if ejected >= allowed {
+            tracing::warn!(model = self.route.model, worker, ejected, "fails, but enough are ejected already");
+            return;
+        }
+        let count = self.ejections.entry(worker.to_owned()).or_insert(0);
+        *count += 1;
+        let period = EJECTION.saturating_mul(*count).min(MAX_EJECTION);
+        candidate.seen.eject(period);
+        metrics::counter!("sensorium_ejections_total", "model" => self.route.model.clone(), "worker" => worker.to_owned())
+            .increment(1);
+        tracing::warn!(model = self.route.model, worker, seconds = period.as_secs(), "worker ejected");
+        self.bus.publish("worker.ejected", format!("{worker} from {} for {} s", self.route.model, period.as_secs()));
+        self.gauge(&table);
+    }
+
+    fn look(&mut self) {
+        let table = self.route.table();
+        self.gauge(&table);
+        // who has behaved for an interval is forgiven one ejection
+        self.ejections.retain(|worker, count| {
+            let Some(candidate) = table.candidates().iter().find(|known| known.client.name() == worker) else {
+                return false;
+            };
+            if !candidate.seen.is_ejected() && candidate.seen.failures() == 0 {
+                *count -= 1;
             }
-        }
-        self.depth.store(self.workers.iter().map(|candidate| candidate.in_flight).sum(), Ordering::Relaxed);
+            *count > 0
+        });
     }
 
-    fn replace(&mut self, workers: Vec<Arc<dyn Client>>) {
-        let mut known = std::mem::take(&mut self.workers);
-        for client in workers {
-            let at = known.iter().position(|candidate| candidate.client.name() == client.name());
-            self.workers.push(at.map_or_else(|| Candidate::new(client), |at| known.swap_remove(at)));
-        }
+    #[allow(clippy::cast_precision_loss)]
+    fn gauge(&self, table: &Table) {
+        let ejected = table.candidates().iter().filter(|known| known.seen.is_ejected()).count();
+        metrics::gauge!("sensorium_ejected_workers", "model" => self.route.model.clone()).set(ejected as f64);
     }
 }

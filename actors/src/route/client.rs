@@ -6,10 +6,15 @@ use crate::error::Result;
 use crate::request::{Context, Reply, ReplyStream, Request};
 use crate::worker::Worker;
 
-/// Calls one worker. On one machine it is the worker's own handle.
+/// Calls one worker. On one machine it is the worker's own handle, else a connection to it.
 pub trait Client: Send + Sync {
     /// The worker's name.
     fn name(&self) -> &str;
+
+    /// Whether the worker can be reached, as far as is known. A route asks others first.
+    fn is_reachable(&self) -> bool {
+        true
+    }
 
     /// One request, one answer.
     fn infer<'a>(&'a self, request: &'a Request, context: &'a Context) -> BoxFuture<'a, Result<Reply>>;

@@ -1,14 +1,16 @@
 //! The root of the front door's tree: one route actor per model that anybody holds.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, RpcReplyPort, SupervisionEvent};
-use sensorium_cluster::membership::View;
+use sensorium_cluster::bus::Bus;
+use sensorium_cluster::membership::{Registration, Role, View};
 
-use super::actor::{self, Route};
+use super::actor::{self, RouteActor};
 use super::client::Client;
+use super::handle::Route;
 use super::{Connect, Routes};
 use crate::supervision::policy::{Intensity, Verdict};
 use crate::supervision::tree::{State as TreeState, Tree};
@@ -32,6 +34,8 @@ pub struct Arguments {
     pub routes: Routes,
     /// Makes clients.
     pub connect: Connect,
+    /// Where events are told.
+    pub bus: Bus,
     /// The tree.
     pub tree: Tree,
 }
@@ -43,7 +47,8 @@ pub struct Front;
 pub struct State {
     args: Arguments,
     view: View,
-    clients: HashMap<String, Arc<dyn Client>>,
+    /// By worker, with the address and start that they were made for.
+    clients: HashMap<String, (Registration, Arc<dyn Client>)>,
     names: HashMap<ActorId, String>,
     intensity: Intensity,
 }
@@ -117,60 +122,65 @@ impl State {
     }
 
     async fn changed(&mut self, myself: &ActorRef<Message>, view: View) -> Result<(), ActorProcessingErr> {
-        self.clients.retain(|worker, _| view.contains_key(worker));
-        for worker in view.keys() {
-            if !self.clients.contains_key(worker)
-                && let Some(client) = (self.args.connect)(worker)
-            {
-                self.clients.insert(worker.clone(), client);
+        self.clients.retain(|node, _| view.contains_key(node));
+        for registration in view.values().filter(|registration| registration.role == Role::Worker) {
+            let known = self.clients.get_mut(&registration.node).filter(|(known, _)| {
+                known.incarnation == registration.incarnation && known.address == registration.address
+            });
+            match known {
+                Some((known, _)) => known.clone_from(registration),
+                None => {
+                    if let Some(client) = (self.args.connect)(registration) {
+                        self.clients.insert(registration.node.clone(), (registration.clone(), client));
+                    }
+                }
             }
         }
         self.view = view;
-        let mut models: Vec<String> = self.view.values().flat_map(|worker| worker.models.clone()).collect();
-        models.sort_unstable();
-        models.dedup();
+        let held = self.view.values().flat_map(|registration| registration.models.iter().map(|held| held.name.clone()));
+        let models: BTreeSet<String> = held.collect();
         for model in &models {
             let known = self.args.routes.get(model).map(|route| route.clone());
-            match known {
+            match known.and_then(|route| route.actor()) {
                 // one that is down is given its workers when it starts again
                 Some(route) => drop(route.cast(actor::Message::Workers(self.workers(model)))),
                 None => self.start(myself, model).await?,
             }
         }
-        let gone: Vec<_> = self
-            .args
-            .routes
-            .iter()
-            .filter(|route| !models.contains(route.key()))
-            .map(|route| route.key().clone())
-            .collect();
-        for model in gone {
-            if let Some((_, route)) = self.args.routes.remove(&model) {
-                route.stop(Some(RETIRE.to_owned()));
+        let gone: Vec<Arc<Route>> = {
+            let unheld = self.args.routes.iter().filter(|route| !models.contains(route.key()));
+            unheld.map(|route| route.value().clone()).collect()
+        };
+        for route in gone {
+            let holders = route.table();
+            let unloaded = holders.candidates().iter().any(|holder| self.view.contains_key(holder.client.name()));
+            let Some(actor) = route.actor() else { continue };
+            if unloaded {
+                self.args.routes.remove(&route.model);
+                actor.stop(Some(RETIRE.to_owned()));
+                self.args.tree.remove(&self.path(&route.model));
+            } else {
+                // its workers are lost, not the model: it is unavailable, not unknown
+                let _ = actor.cast(actor::Message::Workers(Vec::new()));
             }
-            self.args.tree.remove(&self.path(&model));
         }
         Ok(())
     }
 
-    fn workers(&self, model: &str) -> Vec<Arc<dyn Client>> {
-        let holders = self.view.values().filter(|worker| worker.models.iter().any(|held| held == model));
-        holders.filter_map(|worker| self.clients.get(&worker.worker).cloned()).collect()
+    fn workers(&self, model: &str) -> Vec<(Registration, Arc<dyn Client>)> {
+        let holders = self.view.values().filter(|worker| worker.models.iter().any(|held| held.name == model));
+        holders.filter_map(|worker| Some((worker.clone(), self.clients.get(&worker.node)?.1.clone()))).collect()
     }
 
     async fn start(&mut self, myself: &ActorRef<Message>, model: &str) -> Result<(), ActorProcessingErr> {
-        let workers = self.workers(model);
-        if workers.is_empty() {
-            return Ok(()); // nobody holds it any more
-        }
         let path = self.path(model);
         let depth = self.args.tree.starting(&path, "route");
-        let args = actor::Arguments { model: model.to_owned(), depth, workers };
-        let (route, _) = Actor::spawn_linked(None, Route, args, myself.get_cell()).await?;
+        let route = self.args.routes.entry(model.to_owned()).or_insert_with(|| Arc::new(Route::new(model))).clone();
+        let args = actor::Arguments { route, depth, workers: self.workers(model), bus: self.args.bus.clone() };
+        let (route, _) = Actor::spawn_linked(None, RouteActor, args, myself.get_cell()).await?;
         self.args.tree.spawned(&path, route.get_cell());
         self.args.tree.set(&path, TreeState::Running);
         self.names.insert(route.get_id(), model.to_owned());
-        self.args.routes.insert(model.to_owned(), route);
         Ok(())
     }
 }

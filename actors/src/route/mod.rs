@@ -1,33 +1,58 @@
-//! From the door to a worker: one route actor per model plans, the request's own task makes the call.
+//! From the door to a worker: one route actor per model plans ahead, the request's own task picks, calls and retries.
 
 pub mod actor;
+pub mod attempts;
+pub mod candidate;
 pub mod client;
 pub mod front;
+pub mod handle;
+pub mod hedge;
+pub mod table;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use dashmap::DashMap;
 use futures::StreamExt;
 use ractor::{Actor, ActorRef};
-use sensorium_cluster::membership::Membership;
+use sensorium_cluster::bus::Bus;
+use sensorium_cluster::membership::{Held, Membership, Registration};
 
-use self::actor::{Call, Message};
+use self::attempts::Attempts;
 use self::client::Client;
+use self::handle::Route;
 use crate::admission::{Admission, Permit};
 use crate::error::{Error, Result};
-use crate::request::{Context, Reply, ReplyStream, Request};
+use crate::request::{Context, Parameter, Reply, ReplyStream, Request, Resume};
 use crate::supervision::tree::Tree;
 
 /// Makes a client for a worker that has registered.
-pub type Connect = Arc<dyn Fn(&str) -> Option<Arc<dyn Client>> + Send + Sync>;
+pub type Connect = Arc<dyn Fn(&Registration) -> Option<Arc<dyn Client>> + Send + Sync>;
 
-/// Live routes by model.
-pub type Routes = Arc<DashMap<String, ActorRef<Message>>>;
+/// Routes by model.
+pub type Routes = Arc<DashMap<String, Arc<Route>>>;
 
-/// Tries of a plan whose route is being started again, and the pause between them.
-const TRIES: u32 = 100;
-const PAUSE: Duration = Duration::from_millis(5);
+/// How a front door is set up.
+pub struct Options {
+    /// The root of its actors' paths.
+    pub name: String,
+    /// Where it stands: workers of the same zone come first.
+    pub zone: String,
+}
+
+/// A worker of a model, for those who ask how it fares.
+#[derive(Clone, Debug)]
+pub struct WorkerStatus {
+    /// Its name.
+    pub worker: String,
+    /// Calls in work from here.
+    pub in_flight: u64,
+    /// Moving average of a request's time.
+    pub latency_seconds: f64,
+    /// Whether it is ejected.
+    pub ejected: bool,
+    /// Whether it can be reached, as far as is known.
+    pub reachable: bool,
+}
 
 /// A cheap handle to all routes.
 #[derive(Clone)]
@@ -36,19 +61,21 @@ pub struct Router {
     front: ActorRef<front::Message>,
     membership: Membership,
     admission: Admission,
+    zone: Arc<str>,
 }
 
 impl Router {
-    /// Starts the front door's tree under `name`. Routes come and go with the register.
+    /// Starts the front door's tree. Routes come and go with the register.
     pub async fn start(
-        name: &str,
+        options: Options,
         membership: &Membership,
         connect: Connect,
         admission: Admission,
+        bus: Bus,
         tree: Tree,
     ) -> Result<Self> {
         let routes = Routes::default();
-        let args = front::Arguments { name: name.to_owned(), routes: routes.clone(), connect, tree };
+        let args = front::Arguments { name: options.name, routes: routes.clone(), connect, bus, tree };
         let (front, _) = Actor::spawn(None, front::Front, args)
             .await
             .map_err(|error| Error::Internal(format!("cannot start the front door: {error}")))?;
@@ -64,12 +91,17 @@ impl Router {
                 }
             }
         });
-        Ok(Self { routes, front, membership: membership.clone(), admission })
+        Ok(Self { routes, front, membership: membership.clone(), admission, zone: options.zone.into() })
     }
 
     /// The permit at the door.
     pub fn admission(&self) -> &Admission {
         &self.admission
+    }
+
+    /// The register.
+    pub fn membership(&self) -> &Membership {
+        &self.membership
     }
 
     /// Answers one request: admission, plan, call, report.
@@ -83,12 +115,10 @@ impl Router {
         if context.expired() {
             return Err(Error::DeadlineExceeded { stage: "entering".to_owned() });
         }
-        let mut call = self.plan(&request.model).await?;
-        let answer = context.bound("waiting for the worker", call.client().infer(request, context)).await;
-        if let Err(error) = &answer {
-            call.failed(error);
-        }
-        answer
+        context.permits(&request.model)?;
+        let route = self.route(&request.model)?;
+        let mut attempts = Attempts::new(&route, &self.zone, request, context)?;
+        context.bound("waiting for the worker", attempts.infer(request, context)).await
     }
 
     /// Answers one request in parts.
@@ -98,24 +128,60 @@ impl Router {
         Ok(Box::pin(Admitted { stream, _permit: permit }))
     }
 
-    /// The same within a request that has been admitted already.
-    pub async fn stream_within(&self, request: Request, context: Context) -> Result<ReplyStream> {
+    /// The same within a request that has been admitted already. A generation whose worker is lost goes on elsewhere
+    /// from what was told, or ends with a status that says so, as the model wants it.
+    pub async fn stream_within(&self, mut request: Request, context: Context) -> Result<ReplyStream> {
         if context.expired() {
             return Err(Error::DeadlineExceeded { stage: "entering".to_owned() });
         }
-        let mut call = self.plan(&request.model).await?;
-        let bounds = context.clone();
-        let client = call.client().clone();
-        let opened = bounds.bound("waiting for the worker", client.stream(request, context)).await;
-        let mut stream = opened.inspect_err(|error| call.failed(error))?;
+        context.permits(&request.model)?;
+        let route = self.route(&request.model)?;
+        let zone = self.zone.clone();
+        let mut attempts = Attempts::new(&route, &zone, &request, &context)?;
+        if attempts.policy.resume && !request.parameters.0.contains_key("seed") {
+            // who goes on must draw what who began would have drawn
+            request.parameters.set("seed", Parameter::Uint(rand::random()));
+        }
+        request.version = Some(attempts.version);
+        let opened = context.bound("waiting for the worker", attempts.open(&request, &context)).await?;
+        drop(attempts);
         Ok(Box::pin(async_stream::stream! {
+            let (mut call, mut replies) = opened;
+            let mut told = Resume::default();
+            let mut attempts = match Attempts::new(&route, &zone, &request, &context) {
+                Ok(attempts) => attempts,
+                Err(error) => {
+                    yield Err(error);
+                    return;
+                }
+            };
             loop {
-                let next = bounds.bound("streaming", async { stream.next().await.transpose() }).await;
-                match next {
-                    Ok(Some(reply)) => yield Ok(reply),
+                let next = context.bound("streaming", async { replies.next().await.transpose() }).await;
+                let error = match next {
+                    Ok(Some(reply)) => {
+                        told.note(&reply);
+                        if reply.last {
+                            call.answered();
+                        }
+                        yield Ok(reply);
+                        continue;
+                    }
                     Ok(None) => break,
+                    Err(error) => error,
+                };
+                call.failed(&error);
+                if !told.is_empty() && !attempts.policy.resume {
+                    yield Err(error);
+                    break;
+                }
+                let again = context.bound("waiting for another worker", async {
+                    let other = attempts.next(&call, error).await?;
+                    request.resume = (!told.is_empty()).then(|| told.clone());
+                    attempts.open_with(other, &request, &context).await
+                });
+                match again.await {
+                    Ok(opened) => (call, replies) = opened,
                     Err(error) => {
-                        call.failed(&error);
                         yield Err(error);
                         break;
                     }
@@ -131,22 +197,51 @@ impl Router {
         let _ = ractor::call!(self.front, |done| front::Message::Apply(view, done));
     }
 
-    async fn plan(&self, model: &str) -> Result<Call> {
-        for _ in 0..TRIES {
-            let route = self.routes.get(model).map(|route| route.clone());
-            let Some(route) = route else {
-                let mut known: Vec<String> = self.routes.iter().map(|route| route.key().clone()).collect();
-                known.sort_unstable();
-                let (what, known) = (format!("model '{model}'"), format!("loaded are {}", known.join(", ")));
-                return Err(Error::NotFound { what, known });
-            };
-            if let Ok(plan) = ractor::call!(route, Message::Plan) {
-                return plan;
-            }
-            // it is being started again; nothing was executed
-            tokio::time::sleep(PAUSE).await;
-        }
-        Err(Error::lost(&format!("the route of {model}")))
+    /// Models that are routed, by name.
+    pub fn models(&self) -> Vec<String> {
+        let mut known: Vec<String> = self.routes.iter().map(|route| route.key().clone()).collect();
+        known.sort_unstable();
+        known
+    }
+
+    /// The version as its best holder has it; `None` leaves the choice to the route.
+    ///
+    /// # Errors
+    /// `NotFound` with the names that exist, `Unavailable` if nobody holds the model any more.
+    pub fn held(&self, model: &str, version: Option<u64>) -> Result<Held> {
+        let route = self.route(model)?;
+        let request = Request { version, ..Request::of_bytes(model, "", "") };
+        let version = Attempts::new(&route, &self.zone, &request, &Context::default())?.version;
+        route.table().held(version).cloned().ok_or_else(|| Error::lost(model))
+    }
+
+    /// How long a request of this size can be expected to take, from what calls have told of late; nothing if they have
+    /// told nothing.
+    pub fn expected(&self, model: &str, size: f64) -> Option<std::time::Duration> {
+        let table = self.route(model).ok()?.table();
+        let seconds = table.expected_seconds(table.newest()?, size)?;
+        std::time::Duration::try_from_secs_f64(seconds).ok()
+    }
+
+    /// How the workers of a model fare, as seen from here.
+    pub fn workers(&self, model: &str) -> Vec<WorkerStatus> {
+        let Ok(route) = self.route(model) else { return Vec::new() };
+        let table = route.table();
+        let status = table.candidates().iter().map(|candidate| WorkerStatus {
+            worker: candidate.client.name().to_owned(),
+            in_flight: candidate.seen.in_flight(),
+            latency_seconds: candidate.seen.latency_seconds(),
+            ejected: candidate.seen.is_ejected(),
+            reachable: candidate.client.is_reachable(),
+        });
+        status.collect()
+    }
+
+    fn route(&self, model: &str) -> Result<Arc<Route>> {
+        self.routes.get(model).map(|route| route.clone()).ok_or_else(|| Error::NotFound {
+            what: format!("model '{model}'"),
+            known: format!("loaded are {}", self.models().join(", ")),
+        })
     }
 }
 

@@ -32,12 +32,20 @@ impl Understanding {
             return Ok(Branch::silent(modality, model, State::Muted, "muted by the request"));
         }
         let started = Instant::now();
-        let context = Context { deadline, ..context.clone() };
+        let (deadline, budget) = self.budget(model, input.emphasis(modality).budget, deadline);
+        let chosen = match self.choose(model, input.size(modality), budget) {
+            Ok(chosen) => chosen,
+            Err(reason) => {
+                tracing::warn!(%modality, model, reason, "branch left out");
+                return Ok(Branch::silent(modality, model, State::Late, reason));
+            }
+        };
+        let context = Context { deadline, budget, ..context.clone() };
         let outcome = context.bound("waiting for the branch", async {
             match modality {
                 Modality::Text => self.text(input.text.as_deref().unwrap_or_default(), &context).await,
-                Modality::Image => self.image(input, &context).await,
-                Modality::Audio => self.audio(input, &context).await,
+                Modality::Image => self.image(&chosen.model, input, &context).await,
+                Modality::Audio => self.audio(&chosen.model, input, &context).await,
             }
         });
         let mut branch = match outcome.await {
@@ -52,6 +60,9 @@ impl Understanding {
             Err(error) => Branch::silent(modality, model, State::Failed, error.to_string()),
         };
         branch.seconds = seconds(started);
+        if branch.state == State::Ok {
+            branch.reason = chosen.reason;
+        }
         if matches!(branch.state, State::Late | State::Failed) {
             tracing::warn!(%modality, model, reason = branch.reason, "branch left out");
         }
@@ -71,9 +82,9 @@ impl Understanding {
         Ok(branch.guarded(guard?))
     }
 
-    async fn image(&self, input: &Input, context: &Context) -> Result<Branch> {
+    async fn image(&self, model: &str, input: &Input, context: &Context) -> Result<Branch> {
         let image = input.image.clone().unwrap_or_default();
-        let request = Request::of_bytes(&self.options().image, "image", &image);
+        let request = Request::of_bytes(model, "image", &image);
         let request = Request { outputs: vec!["probabilities".to_owned()], ..request };
         let (seen, guard, space) =
             tokio::join!(self.router.infer_within(&request, context), self.judge_image(&image, context), self.space(),);
@@ -88,8 +99,8 @@ impl Understanding {
         Ok(branch.guarded(guard?))
     }
 
-    async fn audio(&self, input: &Input, context: &Context) -> Result<Branch> {
-        let request = Request::of_bytes(&self.options().audio, "audio", input.audio.clone().unwrap_or_default());
+    async fn audio(&self, model: &str, input: &Input, context: &Context) -> Result<Branch> {
+        let request = Request::of_bytes(model, "audio", input.audio.clone().unwrap_or_default());
         let reply = self.router.infer_within(&request, context).await?;
         let transcript = element(&reply, "transcript")?;
         let segments: Vec<Segment> = serde_json::from_str(&element(&reply, "segments")?)

@@ -70,6 +70,7 @@ impl Understanding {
             outputs,
             parameters: Parameters::default(),
             last,
+            tokens: Vec::new(),
         };
         let named = |name: &str, tensor| NamedTensor { name: name.to_owned(), tensor };
         Ok(Box::pin(events.filter_map(move |event| {
@@ -123,6 +124,8 @@ fn input(request: &Request) -> Result<Input> {
             emphasis.weight = weight;
         }
         emphasis.mute = parameters.flag(&format!("modality.{modality}.mute"))?.unwrap_or(false);
+        emphasis.budget =
+            parameters.count(&format!("modality.{modality}.budget_ms"))?.map(std::time::Duration::from_millis);
         input.emphasis.insert(modality, emphasis);
     }
     parameters.text("question")?.unwrap_or_default().clone_into(&mut input.question);

@@ -7,6 +7,7 @@
 
 pub mod answer;
 pub mod branch;
+mod budget;
 pub mod ensemble;
 pub mod fusion;
 pub mod guard;
@@ -19,10 +20,11 @@ use std::time::Duration;
 
 use async_stream::try_stream;
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{Stream, StreamExt};
 use serde::{Deserialize, Serialize};
-use tokio::sync::OnceCell;
+use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use self::report::{Answer, Branch, Emphasis, Report, State, Timing};
@@ -116,6 +118,17 @@ impl Input {
         asked.unwrap_or("What is going on here?")
     }
 
+    /// How big the part of a modality is, as a request's [`size`](crate::request::Request::size).
+    #[allow(clippy::cast_precision_loss)]
+    fn size(&self, modality: Modality) -> f64 {
+        let bytes = match modality {
+            Modality::Text => self.text.as_ref().map_or(0, String::len),
+            Modality::Image => self.image.as_ref().map_or(0, Bytes::len),
+            Modality::Audio => self.audio.as_ref().map_or(0, Bytes::len),
+        };
+        (bytes as f64 / 1024.0).max(1.0)
+    }
+
     fn emphasis(&self, modality: Modality) -> Emphasis {
         self.emphasis.get(&modality).copied().unwrap_or_default()
     }
@@ -134,8 +147,11 @@ pub enum Event {
     Done(Box<Report>),
 }
 
-/// The class names of an image model.
-pub type Labels = Arc<dyn Fn(&str) -> Vec<String> + Send + Sync>;
+/// Asks for the class names of an image model.
+pub type Labels = Arc<dyn Fn(String) -> BoxFuture<'static, Result<Vec<String>>> + Send + Sync>;
+
+/// A label space, and the versions that it was made with: their weights and labels are one unit with it.
+type Made = (String, Arc<LabelSpace>);
 
 /// A cheap handle.
 #[derive(Clone)]
@@ -143,7 +159,7 @@ pub struct Understanding {
     router: Router,
     options: Arc<Options>,
     labels: Labels,
-    space: Arc<OnceCell<LabelSpace>>,
+    space: Arc<Mutex<Option<Made>>>,
     manifest: Arc<Manifest>,
 }
 
@@ -159,10 +175,21 @@ impl Understanding {
         &self.options
     }
 
-    /// The label space, embedded on first use.
-    pub async fn space(&self) -> Result<&LabelSpace> {
-        let make = || LabelSpace::embed(&self.router, &self.options.text, (self.labels)(&self.options.image));
-        self.space.get_or_try_init(make).await
+    /// The label space of the versions that are served, embedded on first use.
+    pub async fn space(&self) -> Result<Arc<LabelSpace>> {
+        let (text, image) = (&self.options.text, &self.options.image);
+        let versions =
+            format!("{} {}", self.router.held(text, None)?.namespace, self.router.held(image, None)?.namespace);
+        let mut made = self.space.lock().await;
+        if let Some((of, space)) = &*made
+            && *of == versions
+        {
+            return Ok(space.clone());
+        }
+        let labels = (self.labels)(image.clone()).await?;
+        let space = Arc::new(LabelSpace::embed(&self.router, text, labels).await?);
+        *made = Some((versions, space.clone()));
+        Ok(space)
     }
 
     /// Looks, listens, reads, and answers. Events come as they happen.
@@ -231,7 +258,12 @@ impl Understanding {
                 timings.push(Timing::since("answer", writing));
             }
             timings.push(Timing::since("total", started));
-            let missing = branches.iter().any(|branch| matches!(branch.state, State::Late | State::Failed));
+            // late, failed, or answered by a smaller model
+            let missing = branches.iter().any(|branch| match branch.state {
+                State::Late | State::Failed => true,
+                State::Ok => !branch.reason.is_empty(),
+                _ => false,
+            });
             let degraded = missing || !answer.reason.is_empty();
             yield Event::Done(Box::new(Report { branches, fusion, answer, degraded, timings }));
         })

@@ -1,5 +1,7 @@
 //! What an understanding says, in the form in which it is kept and shown.
 
+use std::time::Duration;
+
 use serde::Serialize;
 use tokio::time::Instant;
 
@@ -14,11 +16,13 @@ pub struct Emphasis {
     pub weight: f64,
     /// Never computed.
     pub mute: bool,
+    /// Time that its branch may take; nothing: what its model and the deadline give.
+    pub budget: Option<Duration>,
 }
 
 impl Default for Emphasis {
     fn default() -> Self {
-        Self { weight: 1.0, mute: false }
+        Self { weight: 1.0, mute: false, budget: None }
     }
 }
 

@@ -33,6 +33,7 @@ impl LabelSpace {
             inputs: vec![NamedTensor { name: "text".to_owned(), tensor: Tensor::from_elements(&sentences) }],
             parameters: Parameters::default(),
             outputs: Vec::new(),
+            resume: None,
         };
         let reply = router.infer_within(&request, &Context::default()).await?;
         let tensor = reply.output("embedding")?;

@@ -1,6 +1,7 @@
 //! The worker: model versions under supervision, and the handle by which requests reach them.
 
 pub mod modality;
+pub mod registrar;
 pub mod repository;
 pub mod root;
 pub mod served;

@@ -41,6 +41,18 @@ pub enum Status {
     Quarantined(String),
 }
 
+impl Status {
+    /// State and reason, as the repository index writes them.
+    pub fn index(&self) -> (&'static str, String) {
+        match self {
+            Self::Ready => ("READY", String::new()),
+            Self::Loading => ("LOADING", String::new()),
+            Self::Unloading => ("UNLOADING", String::new()),
+            Self::Quarantined(reason) => ("UNAVAILABLE", reason.clone()),
+        }
+    }
+}
+
 /// Rows that stay together on their way through a batch.
 #[derive(Clone, Debug)]
 pub struct Row {
@@ -66,6 +78,8 @@ pub struct Served {
     pub path: String,
     /// What its pipeline needs.
     pub assets: Assets,
+    /// Namespace of its answers in a cache: everything that they depend on beside the input.
+    pub namespace: String,
     /// Figures.
     pub metrics: Arc<VersionMetrics>,
     upstream: Option<Arc<dyn Fn() -> Option<Arc<Served>> + Send + Sync>>,
@@ -89,6 +103,7 @@ impl Served {
         upstream: Option<Upstream>,
     ) -> Self {
         Self {
+            namespace: super::registrar::namespace(&manifest, version, &directory),
             metrics: Arc::new(VersionMetrics::new(&manifest, version)),
             manifest,
             version,

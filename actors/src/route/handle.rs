@@ -1,0 +1,140 @@
+//! What requests for one model hold on to: the table that its route has published, its retry budget and its latencies.
+//! It outlives restarts of the route's actor.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use ractor::ActorRef;
+use tokio::time::Instant;
+use tower::retry::budget::{Budget, TpsBudget};
+
+use super::actor::{CONSECUTIVE_FAILURES, Message};
+use super::candidate::Candidate;
+use super::hedge::Latencies;
+use super::table::Table;
+use crate::error::Error;
+
+/// Retries may add this share to the requests of the last ten seconds…
+const RETRY_SHARE: f32 = 0.1;
+/// …and so many per second in any case, so that a quiet service can retry at all.
+const RETRIES_PER_SECOND: u32 = 10;
+const RETRY_WINDOW: Duration = Duration::from_secs(10);
+
+/// See the module.
+pub struct Route {
+    /// The model.
+    pub model: String,
+    table: ArcSwap<Table>,
+    actor: ArcSwapOption<ActorRef<Message>>,
+    /// Calls in work, for the tree.
+    depth: ArcSwap<AtomicU64>,
+    budget: TpsBudget,
+    /// Of requests that were answered.
+    pub latencies: Latencies,
+}
+
+impl Route {
+    /// A route that knows nobody yet.
+    pub fn new(model: &str) -> Self {
+        Self {
+            model: model.to_owned(),
+            table: ArcSwap::default(),
+            actor: ArcSwapOption::empty(),
+            depth: ArcSwap::default(),
+            budget: TpsBudget::new(RETRY_WINDOW, RETRIES_PER_SECOND, RETRY_SHARE),
+            latencies: Latencies::default(),
+        }
+    }
+
+    /// The table as it is.
+    pub fn table(&self) -> Arc<Table> {
+        self.table.load_full()
+    }
+
+    /// The actor has a new table.
+    pub(super) fn publish(&self, table: Table) {
+        self.table.store(Arc::new(table));
+    }
+
+    /// The actor has started; `depth` is where the tree looks for the calls in work.
+    pub(super) fn attach(&self, actor: ActorRef<Message>, depth: Arc<AtomicU64>) {
+        self.actor.store(Some(Arc::new(actor)));
+        self.depth.store(depth);
+    }
+
+    /// Tells the actor.
+    pub(super) fn tell(&self, message: Message) {
+        if let Some(actor) = self.actor.load_full() {
+            // one that is being started again asks for its workers itself
+            let _ = actor.cast(message);
+        }
+    }
+
+    /// The actor, for its supervisor.
+    pub(super) fn actor(&self) -> Option<Arc<ActorRef<Message>>> {
+        self.actor.load_full()
+    }
+
+    /// A first try, which pays into the budget of retries.
+    pub fn deposit(&self) {
+        self.budget.deposit();
+    }
+
+    /// Whether a retry, or a hedge, can be afforded.
+    pub fn withdraw(&self) -> bool {
+        self.budget.withdraw()
+    }
+}
+
+/// A call in work. Counts as such until it is dropped, so a cancelled one is not forgotten.
+pub struct Call {
+    /// Whom it calls.
+    pub candidate: Arc<Candidate>,
+    route: Arc<Route>,
+    depth: Arc<AtomicU64>,
+    started: Instant,
+    size: f64,
+}
+
+impl Call {
+    /// A call of `size` units starts.
+    pub fn start(route: &Arc<Route>, candidate: Arc<Candidate>, size: f64) -> Self {
+        candidate.seen.started();
+        let depth = route.depth.load_full();
+        depth.fetch_add(1, Relaxed);
+        Self { candidate, route: route.clone(), depth, started: Instant::now(), size }
+    }
+
+    /// It was answered.
+    pub fn answered(&self) {
+        let took = self.started.elapsed();
+        self.candidate.seen.answered(took, self.size);
+        self.route.latencies.record(took);
+    }
+
+    /// It failed; whether that speaks against the worker is decided here. A caller's mistake does not, and neither does
+    /// a deadline that was too short.
+    pub fn failed(&self, error: &Error) {
+        let seen = &self.candidate.seen;
+        match error {
+            Error::Exhausted { retry_after, .. } => seen.overloaded(*retry_after),
+            Error::Unavailable { reason: "DRAINING", .. } => seen.refuses(),
+            Error::Unavailable { .. } | Error::Internal(_) => {
+                if seen.failed() >= CONSECUTIVE_FAILURES {
+                    self.route.tell(Message::Failing(self.candidate.client.name().to_owned()));
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        self.candidate.seen.ended();
+        // the tree counts from nothing after a restart of the route's actor
+        let _ = self.depth.fetch_update(Relaxed, Relaxed, |depth| depth.checked_sub(1));
+    }
+}

@@ -1,0 +1,327 @@
+//! Who takes the next request: power of two choices (Mitzenmacher, 2001) over load, among those who are well.
+//!
+//! Pure, so that it can be tried with a thousand workers.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::Rng;
+use sensorium_cluster::membership::{Held, Policy};
+
+use super::candidate::Candidate;
+use crate::error::{Error, Result};
+
+/// A worker of another zone has to be this much less loaded to be preferred.
+const ZONE_PENALTY: f64 = 2.0;
+
+/// All workers of one model.
+#[derive(Default)]
+pub struct Table {
+    candidates: Vec<Arc<Candidate>>,
+    /// Versions that anybody holds, and the best state of each; ascending.
+    versions: Vec<(u64, Tier)>,
+}
+
+/// How well a version is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Tier {
+    /// Quarantined or cannot be loaded; who holds it says why.
+    Down,
+    /// Being loaded, or loaded again; who holds it lets requests wait.
+    Loading,
+    /// Answers.
+    Ready,
+}
+
+impl Tier {
+    fn of(held: &Held) -> Self {
+        match held.state.as_str() {
+            "READY" => Self::Ready,
+            "LOADING" => Self::Loading,
+            _ => Self::Down,
+        }
+    }
+}
+
+/// What is looked for.
+#[derive(Clone, Copy, Default)]
+pub struct Wish<'a> {
+    /// Only workers that hold this version.
+    pub version: u64,
+    /// Where the caller stands.
+    pub zone: &'a str,
+    /// Workers that have been tried.
+    pub tried: &'a [String],
+    /// Seconds in which a request of `size` units is to be answered.
+    pub budget: Option<f64>,
+    /// See `budget`.
+    pub size: f64,
+}
+
+impl Table {
+    /// A table of these workers.
+    pub fn new(candidates: Vec<Arc<Candidate>>) -> Self {
+        let known: Vec<_> = candidates.iter().filter(|candidate| candidate.seen.latency_seconds() > 0.0).collect();
+        if !known.is_empty() {
+            #[allow(clippy::cast_precision_loss)]
+            let count = known.len() as f64;
+            let latency = known.iter().map(|candidate| candidate.seen.latency_seconds()).sum::<f64>() / count;
+            let pace = known.iter().map(|candidate| candidate.seen.pace_seconds()).sum::<f64>() / count;
+            candidates.iter().for_each(|candidate| candidate.seen.assume(latency, pace));
+        }
+        let mut versions: Vec<(u64, Tier)> = Vec::new();
+        for candidate in candidates.iter().filter(|candidate| candidate.takes_more()) {
+            for held in &candidate.held {
+                match versions.iter_mut().find(|(version, _)| *version == held.version) {
+                    Some((_, tier)) => *tier = (*tier).max(Tier::of(held)),
+                    None => versions.push((held.version, Tier::of(held))),
+                }
+            }
+        }
+        versions.sort_unstable();
+        Self { candidates, versions }
+    }
+
+    /// All of them.
+    pub fn candidates(&self) -> &[Arc<Candidate>] {
+        &self.candidates
+    }
+
+    /// The version that answers requests that name none: the newest of those that are held best, so that one that is
+    /// down does not hide an older one that answers.
+    pub fn newest(&self) -> Option<u64> {
+        self.versions.iter().max_by_key(|(version, tier)| (*tier, *version)).map(|(version, _)| *version)
+    }
+
+    /// Versions that anybody holds, ascending.
+    pub fn versions(&self) -> impl Iterator<Item = u64> {
+        self.versions.iter().map(|(version, _)| *version)
+    }
+
+    /// How requests for a version are routed: as any of its holders says.
+    pub fn policy(&self, version: u64) -> Option<&Policy> {
+        self.candidates.iter().find_map(|candidate| candidate.holds(version)).map(|held| &held.policy)
+    }
+
+    /// The version as its best holder has it.
+    pub fn held(&self, version: u64) -> Option<&Held> {
+        let holders = self.candidates.iter().filter_map(|candidate| candidate.holds(version));
+        holders.max_by_key(|held| Tier::of(held))
+    }
+
+    /// Picks a worker.
+    ///
+    /// # Errors
+    /// `Unavailable` if nobody is left, `Exhausted` if all who are left are full: the pool, not a worker.
+    pub fn pick(&self, model: &str, wish: &Wish<'_>, rng: &mut impl Rng) -> Result<Arc<Candidate>> {
+        let tier = self.versions.iter().find(|(version, _)| *version == wish.version).map_or(Tier::Down, |(_, t)| *t);
+        let holds = |candidate: &&Arc<Candidate>| {
+            candidate.holds(wish.version).is_some_and(|held| Tier::of(held) == tier)
+                && !wish.tried.iter().any(|tried| tried == candidate.client.name())
+        };
+        let mut left: Vec<&Arc<Candidate>> =
+            self.candidates.iter().filter(holds).filter(|candidate| candidate.is_healthy()).collect();
+        if left.is_empty() {
+            // all are ejected or out of reach: rather one of them than none
+            left = self.candidates.iter().filter(holds).filter(|candidate| candidate.takes_more()).collect();
+        }
+        if left.is_empty() {
+            return Err(Error::Unavailable {
+                reason: "NO_WORKER",
+                message: format!("no worker is left for {model} version {}", wish.version),
+                retry_after: Duration::from_secs(1),
+            });
+        }
+        let full: Vec<Duration> = left.iter().filter_map(|candidate| candidate.seen.overloaded_for()).collect();
+        // the only worker there is may say itself whether it has room again
+        if full.len() == left.len() && full.len() > 1 {
+            return Err(Error::Exhausted {
+                reason: "POOL_EXHAUSTED",
+                message: format!("all {} workers of {model} are full", left.len()),
+                retry_after: full.into_iter().min().unwrap_or_default().max(Duration::from_millis(10)),
+            });
+        }
+        if full.len() < left.len() {
+            left.retain(|candidate| candidate.seen.overloaded_for().is_none());
+        }
+        if let Some(budget) = wish.budget
+            && left.iter().any(|candidate| candidate.expected_seconds(wish.size) <= budget)
+        {
+            left.retain(|candidate| candidate.expected_seconds(wish.size) <= budget);
+        }
+        Ok(choose(&left, wish.zone, rng).clone())
+    }
+
+    /// Seconds in which somebody can be expected to answer a request of `size` units; nothing if nobody has yet.
+    pub fn expected_seconds(&self, version: u64, size: f64) -> Option<f64> {
+        let holders = self.candidates.iter().filter(|candidate| {
+            candidate.is_healthy()
+                && candidate.seen.is_measured()
+                && candidate.holds(version).is_some_and(Held::is_ready)
+        });
+        holders.map(|candidate| candidate.expected_seconds(size)).min_by(f64::total_cmp)
+    }
+}
+
+/// Two of the caller's zone, or one and one of elsewhere; the less loaded wins.
+fn choose<'a>(left: &[&'a Arc<Candidate>], zone: &str, rng: &mut impl Rng) -> &'a Arc<Candidate> {
+    if let [only] = left {
+        return only;
+    }
+    let (near, far): (Vec<_>, Vec<_>) = left.iter().copied().partition(|candidate| candidate.zone == zone);
+    if near.is_empty() || far.is_empty() {
+        return two(left, rng);
+    }
+    let (near, far) = (two(&near, rng), two(&far, rng));
+    if far.load() * ZONE_PENALTY < near.load() { far } else { near }
+}
+
+fn two<'a>(of: &[&'a Arc<Candidate>], rng: &mut impl Rng) -> &'a Arc<Candidate> {
+    let first = rng.random_range(0..of.len());
+    if of.len() == 1 {
+        return of[first];
+    }
+    let mut second = rng.random_range(0..of.len() - 1);
+    second += usize::from(second >= first);
+    let (a, b) = (of[first], of[second]);
+    if b.load() < a.load() { b } else { a }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::future::BoxFuture;
+    use rand::SeedableRng;
+    use rand::rngs::SmallRng;
+    use sensorium_cluster::membership::Registration;
+
+    use super::*;
+    use crate::request::{Context, Reply, ReplyStream, Request};
+    use crate::route::client::Client;
+
+    struct Nobody(String);
+
+    impl Client for Nobody {
+        fn name(&self) -> &str {
+            &self.0
+        }
+
+        fn infer<'a>(&'a self, _: &'a Request, _: &'a Context) -> BoxFuture<'a, Result<Reply>> {
+            Box::pin(async { Err(Error::Cancelled) })
+        }
+
+        fn stream(&self, _: Request, _: Context) -> BoxFuture<'_, Result<ReplyStream>> {
+            Box::pin(async { Err(Error::Cancelled) })
+        }
+    }
+
+    fn held(version: u64, state: &str) -> Held {
+        Held { name: "m".into(), version, state: state.into(), ..Held::default() }
+    }
+
+    fn worker(name: &str, zone: &str, held: Vec<Held>) -> Arc<Candidate> {
+        let registration = Registration { zone: zone.into(), capacity: 1, models: held, ..Registration::default() };
+        Arc::new(Candidate::new(&registration, "m", Arc::new(Nobody(name.into())), None))
+    }
+
+    fn rng() -> SmallRng {
+        SmallRng::seed_from_u64(1)
+    }
+
+    fn wish<'a>(zone: &'a str, tried: &'a [String]) -> Wish<'a> {
+        Wish { version: 1, zone, tried, ..Wish::default() }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_was_tried_is_ejected_or_draining_is_left_out() {
+        let all: Vec<_> = ["a", "b", "c"].map(|name| worker(name, "", vec![held(1, "READY")])).into();
+        let table = Table::new(all.clone());
+        all[0].seen.eject(Duration::from_secs(30));
+        let tried = ["b".to_owned()];
+        for _ in 0..50 {
+            assert_eq!(table.pick("m", &wish("", &tried), &mut rng()).unwrap().client.name(), "c");
+        }
+        all[2].seen.refuses();
+        let last = table.pick("m", &wish("", &tried), &mut rng()).unwrap();
+        assert_eq!(last.client.name(), "a", "rather an ejected one than none");
+        let tried = ["a".to_owned(), "b".to_owned()];
+        assert_eq!(table.pick("m", &wish("", &tried), &mut rng()).err().unwrap().code(), "unavailable");
+        tokio::time::advance(Duration::from_secs(31)).await;
+        assert!(!all[0].seen.is_ejected());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_full_worker_is_not_a_full_pool() {
+        let all: Vec<_> = ["a", "b"].map(|name| worker(name, "", vec![held(1, "READY")])).into();
+        let table = Table::new(all.clone());
+        all[0].seen.overloaded(Duration::from_millis(100));
+        assert_eq!(table.pick("m", &wish("", &[]), &mut rng()).unwrap().client.name(), "b");
+        all[1].seen.overloaded(Duration::from_millis(50));
+        let refused = table.pick("m", &wish("", &[]), &mut rng()).err().unwrap();
+        assert!(
+            matches!(refused, Error::Exhausted { reason: "POOL_EXHAUSTED", retry_after, .. } if retry_after <= Duration::from_millis(50))
+        );
+        tokio::time::advance(Duration::from_millis(60)).await;
+        assert_eq!(table.pick("m", &wish("", &[]), &mut rng()).unwrap().client.name(), "b");
+    }
+
+    #[tokio::test]
+    async fn the_own_zone_comes_first_until_it_is_much_busier() {
+        let near = worker("near", "z1", vec![held(1, "READY")]);
+        let far = worker("far", "z2", vec![held(1, "READY")]);
+        let table = Table::new(vec![near.clone(), far.clone()]);
+        near.seen.answered(Duration::from_millis(10), 1.0);
+        far.seen.answered(Duration::from_millis(9), 1.0);
+        assert_eq!(table.pick("m", &wish("z1", &[]), &mut rng()).unwrap().client.name(), "near");
+        (0..3).for_each(|_| near.seen.started());
+        assert_eq!(table.pick("m", &wish("z1", &[]), &mut rng()).unwrap().client.name(), "far");
+    }
+
+    #[tokio::test]
+    async fn the_newest_version_that_answers_is_served() {
+        let table = Table::new(vec![
+            worker("a", "", vec![held(1, "READY"), held(3, "UNAVAILABLE")]),
+            worker("b", "", vec![held(2, "READY"), held(1, "READY")]),
+        ]);
+        assert_eq!(table.newest(), Some(2));
+        assert_eq!(Table::new(vec![worker("a", "", vec![held(3, "UNAVAILABLE")])]).newest(), Some(3));
+        assert_eq!(Table::default().newest(), None);
+    }
+
+    #[tokio::test]
+    async fn a_budget_prefers_who_is_expected_to_meet_it() {
+        let all: Vec<_> = ["quick", "slow"].map(|name| worker(name, "", vec![held(1, "READY")])).into();
+        let table = Table::new(all.clone());
+        all[0].seen.answered(Duration::from_millis(100), 10.0);
+        all[1].seen.answered(Duration::from_millis(400), 10.0);
+        (0..2).for_each(|_| all[0].seen.started());
+        // load: 0.3 against 0.4; expected of 20 units: 0.2 + 0.2 against 0.8
+        let wish = Wish { budget: Some(0.5), size: 20.0, ..wish("", &[]) };
+        assert_eq!(table.pick("m", &wish, &mut rng()).unwrap().client.name(), "quick");
+        assert!((table.expected_seconds(1, 20.0).unwrap() - 0.4).abs() < 1e-6);
+    }
+
+    /// A thousand workers of three zones under a steady load: nobody is flooded, and little leaves its zone.
+    #[tokio::test]
+    async fn a_thousand_workers_share_the_load() {
+        let zones = ["a", "b", "c"];
+        let all: Vec<_> = (0..1000).map(|n| worker(&format!("w{n}"), zones[n % 3], vec![held(1, "READY")])).collect();
+        all.iter().for_each(|candidate| candidate.seen.answered(Duration::from_millis(10), 1.0));
+        let table = Table::new(all.clone());
+        let mut rng = rng();
+        let mut running = std::collections::VecDeque::new();
+        let mut strangers = 0;
+        for turn in 0..60_000 {
+            let zone = zones[turn % 3];
+            let picked = table.pick("m", &wish(zone, &[]), &mut rng).unwrap();
+            picked.seen.started();
+            strangers += usize::from(picked.zone != zone);
+            running.push_back(picked);
+            if running.len() > 3000 {
+                running.pop_front().unwrap().seen.ended();
+            }
+        }
+        let most = all.iter().map(|candidate| candidate.seen.in_flight()).max().unwrap();
+        assert!(most <= 8, "{most} requests at one worker, three on average");
+        assert!(strangers < 3000, "{strangers} of 60,000 left their zone");
+    }
+}

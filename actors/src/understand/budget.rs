@@ -1,0 +1,54 @@
+//! The latency budget of a branch: how long it may take, and which model can be expected to keep it.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::Understanding;
+
+/// The model that answers a branch.
+pub(super) struct Chosen {
+    pub(super) model: String,
+    /// Why it is not the one that was asked for; empty if it is.
+    pub(super) reason: String,
+}
+
+impl Understanding {
+    /// When the branch is given up, and what is left until then: the least of its share of the deadline, what the model
+    /// is given by its manifest, and what the request says.
+    pub(super) fn budget(
+        &self,
+        model: &str,
+        asked: Option<Duration>,
+        deadline: Option<Instant>,
+    ) -> (Option<Instant>, Option<Duration>) {
+        let now = Instant::now();
+        let policy = self.router.held(model, None).map(|held| held.policy).unwrap_or_default();
+        let given = Some(policy.budget_ms).filter(|&given| given > 0).map(Duration::from_millis);
+        let share = deadline.map(|deadline| deadline.saturating_duration_since(now));
+        let budget = [asked, given, share].into_iter().flatten().min();
+        (budget.map(|budget| now + budget), budget)
+    }
+
+    /// The model if it can be expected to answer within the budget, or else a smaller one that can.
+    ///
+    /// # Errors
+    /// Why none of them can. What nobody has measured of late is tried.
+    pub(super) fn choose(&self, model: &str, size: f64, budget: Option<Duration>) -> Result<Chosen, String> {
+        let as_asked = || Chosen { model: model.to_owned(), reason: String::new() };
+        let Some(budget) = budget else { return Ok(as_asked()) };
+        let Some(expected) = self.router.expected(model, size).filter(|&expected| expected > budget) else {
+            return Ok(as_asked());
+        };
+        let ms = |duration: Duration| duration.as_millis();
+        let reason = format!("{model} was expected to take {} ms of a budget of {} ms", ms(expected), ms(budget));
+        let fallback = self.router.held(model, None).map(|held| held.policy.fallback).unwrap_or_default();
+        if fallback.is_empty() || self.router.held(&fallback, None).is_err() {
+            return Err(format!("not begun: {reason}"));
+        }
+        match self.router.expected(&fallback, size).filter(|&expected| expected > budget) {
+            None => Ok(Chosen { reason: format!("answered by {fallback}: {reason}"), model: fallback }),
+            Some(too) => Err(format!("not begun: {reason}, and {fallback} {} ms", ms(too))),
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! The worker's place in the register, kept true: what it holds and how each version fares.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sensorium_cluster::membership::{Held, Lease, Policy};
+use tokio::sync::Mutex;
+use tokio::task::AbortHandle;
+
+use super::Worker;
+use super::served::Served;
+use crate::manifest::{Manifest, Pipeline};
+
+/// How often versions are looked at: their states change without anybody's asking.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Changes whenever pipelines give other answers to the same inputs.
+const PREPROCESSING: u32 = 1;
+
+/// A cheap handle.
+#[derive(Clone)]
+pub struct Registrar {
+    lease: Arc<Mutex<Option<Lease>>>,
+    _looking: Arc<Looking>,
+}
+
+struct Looking(AbortHandle);
+
+impl Drop for Looking {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Registrar {
+    /// Keeps `lease` true to what `worker` holds.
+    pub fn start(worker: &Worker, lease: Lease) -> Self {
+        let lease = Arc::new(Mutex::new(Some(lease)));
+        let (kept, watched) = (lease.clone(), worker.clone());
+        let looking = tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(LOOK).await;
+                let Some(lease) = &*kept.lock().await else { return };
+                announce(&watched, lease);
+            }
+        });
+        Self { lease, _looking: Arc::new(Looking(looking.abort_handle())) }
+    }
+
+    /// Tells the register now.
+    pub async fn announce(&self, worker: &Worker) {
+        if let Some(lease) = &*self.lease.lock().await {
+            announce(worker, lease);
+        }
+    }
+
+    /// Tells the register that the worker takes no more.
+    pub async fn draining(&self) {
+        if let Some(lease) = &*self.lease.lock().await {
+            lease.update(|registration| registration.draining = true);
+        }
+    }
+
+    /// Leaves the register.
+    pub async fn withdraw(&self) {
+        if let Some(lease) = self.lease.lock().await.take() {
+            lease.withdraw().await;
+        }
+    }
+}
+
+fn announce(worker: &Worker, lease: &Lease) {
+    let held = worker.versions().iter().map(|served| held(served)).collect();
+    lease.update(|registration| registration.models = held);
+}
+
+fn held(served: &Served) -> Held {
+    let (state, reason) = served.status().index();
+    let (manifest, routing) = (&served.manifest, &served.manifest.routing);
+    Held {
+        name: manifest.name.clone(),
+        version: served.version,
+        modality: manifest.modality.to_string(),
+        state: state.to_owned(),
+        reason,
+        namespace: served.namespace.clone(),
+        policy: Policy {
+            idempotent: routing.idempotent,
+            resume: routing.resume && manifest.pipeline == Pipeline::TextGeneration,
+            hedge_percentile: routing.hedge_percentile,
+            fallback: routing.fallback.clone(),
+            budget_ms: routing.budget_ms,
+            cached: manifest.cache,
+        },
+    }
+}
+
+/// What the answers of a version depend on beside the input: its manifest, its files by name and size, and the
+/// pipelines' own version. Another model, another version, or another file is another namespace.
+pub(super) fn namespace(manifest: &Manifest, version: u64, directory: &Path) -> String {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(format!("{PREPROCESSING}/{version}/{manifest:?}").as_bytes());
+    let files = std::fs::read_dir(directory).into_iter().flatten().filter_map(|entry| {
+        let path = entry.ok()?.path();
+        // through links, as a repository may be made of them
+        Some(format!("{:?}:{}", path.file_name()?, path.metadata().ok()?.len()))
+    });
+    let mut files: Vec<String> = files.collect();
+    files.sort_unstable();
+    hasher.update(files.join("/").as_bytes());
+    format!("{}/{version}/{}", manifest.name, &hasher.finalize().to_hex()[..16])
+}
