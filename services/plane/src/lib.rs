@@ -1,0 +1,29 @@
+//! The request plane: both ends of `sensorium.worker.v1`, and a worker as the gateway sees it, here or elsewhere.
+//!
+//! Gateway and worker talk gRPC and nothing else. A [`Member`] is a worker; [`LocalMember`] is the one of this process,
+//! [`RemoteMember`] is behind connections; [`Fleet`] is all of them. What the gateway does with a member it need not know which it is.
+
+// the modules themselves are private: `pub` in them means "for the rest of this crate"
+#![allow(unreachable_pub)]
+
+mod admin;
+mod convert;
+mod deadline;
+mod error;
+mod fleet;
+mod local;
+mod member;
+mod remote;
+mod service;
+mod statistics;
+pub mod status;
+mod trace;
+
+pub use admin::{AdminService, Cluster};
+pub use deadline::parse as parse_deadline;
+pub use fleet::{Fleet, Make};
+pub use local::LocalMember;
+pub use member::{Description, Member};
+pub use remote::{Dial, RemoteMember};
+pub use service::{WorkerService, serve};
+pub use trace::{extract as extract_trace, inject as inject_trace};

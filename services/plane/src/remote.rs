@@ -1,0 +1,282 @@
+//! A worker behind connections.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt};
+use sensorium_actors::error::{Error, Result};
+use sensorium_actors::request::{Context, Reply, ReplyStream, Request};
+use sensorium_actors::route::client::Client;
+use sensorium_cluster::membership::Link;
+use sensorium_proto::admin::admin_client::AdminClient;
+use sensorium_proto::admin::{
+    Actor, GetActorTreeRequest, GetModelCardRequest, GetModelCardResponse, RestartActorRequest,
+};
+use sensorium_proto::inference::repository_index_response::ModelIndex;
+use sensorium_proto::inference::{
+    ModelStatistics, ModelStatisticsRequest, RepositoryIndexRequest, RepositoryModelLoadRequest,
+    RepositoryModelUnloadRequest,
+};
+use sensorium_proto::worker;
+use sensorium_proto::worker::worker_client::WorkerClient;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tonic::Status;
+use tonic::transport::{Channel, Endpoint};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
+
+use crate::member::{Description, Member};
+use crate::{convert, error, inject_trace};
+
+/// How often a worker that is suspected is asked whether it is there, and how long it may take to say so.
+const PROBE: Duration = Duration::from_millis(250);
+const PROBE_ANSWER: Duration = Duration::from_secs(1);
+/// How long an operator's question may take; loading a model takes longer.
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// How workers are called.
+#[derive(Clone)]
+pub struct Dial {
+    /// HTTP/2 connections to each worker.
+    pub connections: usize,
+    /// A connection on which nothing has been heard for so long is asked…
+    pub keep_alive: Duration,
+    /// …and given up after this.
+    pub keep_alive_timeout: Duration,
+    /// Bytes of an answer at most.
+    pub max_message_bytes: usize,
+    /// Adds TLS to an endpoint, as the certificates are now.
+    pub tls: Option<Arc<dyn Fn(Endpoint) -> Result<Endpoint, tonic::transport::Error> + Send + Sync>>,
+}
+
+impl Default for Dial {
+    fn default() -> Self {
+        Self {
+            connections: 2,
+            keep_alive: Duration::from_secs(1),
+            keep_alive_timeout: Duration::from_secs(2),
+            max_message_bytes: 256 << 20,
+            tls: None,
+        }
+    }
+}
+
+/// See the module.
+pub struct RemoteMember {
+    name: String,
+    channels: Vec<Channel>,
+    next: AtomicUsize,
+    max_message_bytes: usize,
+    reachable: Arc<AtomicBool>,
+}
+
+impl RemoteMember {
+    /// A worker at `address`, `host:port`. Connections are made when they are needed.
+    ///
+    /// # Errors
+    /// If the address is none.
+    pub fn new(name: &str, address: &str, dial: &Dial, link: watch::Receiver<Link>) -> Result<Arc<Self>> {
+        let bad = |error: &dyn std::fmt::Display| Error::Internal(format!("address '{address}' of {name}: {error}"));
+        let scheme = if dial.tls.is_some() { "https" } else { "http" };
+        let endpoint = Endpoint::from_shared(format!("{scheme}://{address}")).map_err(|error| bad(&error))?;
+        let mut endpoint = endpoint
+            .connect_timeout(Duration::from_secs(1))
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(dial.keep_alive)
+            .keep_alive_timeout(dial.keep_alive_timeout)
+            .keep_alive_while_idle(true)
+            .initial_stream_window_size(1 << 20)
+            .initial_connection_window_size(8 << 20);
+        if let Some(tls) = &dial.tls {
+            endpoint = tls(endpoint).map_err(|error| bad(&error))?;
+        }
+        let channels: Vec<Channel> = (0..dial.connections.max(1)).map(|_| endpoint.connect_lazy()).collect();
+        let reachable = Arc::new(AtomicBool::new(true));
+        tokio::spawn(probe(channels[0].clone(), Arc::downgrade(&reachable), link));
+        Ok(Arc::new(Self {
+            name: name.to_owned(),
+            channels,
+            next: AtomicUsize::new(0),
+            max_message_bytes: dial.max_message_bytes,
+            reachable,
+        }))
+    }
+
+    fn channel(&self) -> Channel {
+        self.channels[self.next.fetch_add(1, Relaxed) % self.channels.len()].clone()
+    }
+
+    fn client(&self) -> WorkerClient<Channel> {
+        WorkerClient::new(self.channel())
+            .max_decoding_message_size(self.max_message_bytes)
+            .max_encoding_message_size(usize::MAX)
+    }
+
+    fn admin(&self) -> AdminClient<Channel> {
+        AdminClient::new(self.channel()).max_decoding_message_size(self.max_message_bytes)
+    }
+
+    /// The worker's error, or the transport's, which makes the worker suspect.
+    fn error(&self, status: &Status, context: &Context) -> Error {
+        let error = error::from_status(&self.name, status);
+        if let Error::Unavailable { reason: "UNREACHABLE" | "WORKER_LOST", .. } = &error {
+            if context.expired() {
+                return Error::DeadlineExceeded { stage: format!("waiting for {}", self.name) };
+            }
+            if self.reachable.swap(false, Relaxed) {
+                tracing::warn!(worker = self.name, %error, "worker is out of reach");
+            }
+        }
+        error
+    }
+
+    async fn ask<T>(
+        &self,
+        patience: Duration,
+        answer: impl Future<Output = Result<tonic::Response<T>, Status>>,
+    ) -> Result<T> {
+        match tokio::time::timeout(patience, answer).await {
+            Ok(Ok(answer)) => Ok(answer.into_inner()),
+            Ok(Err(status)) => Err(self.error(&status, &Context::default())),
+            Err(_) => Err(Error::DeadlineExceeded { stage: format!("waiting for {}", self.name) }),
+        }
+    }
+}
+
+/// Asks a worker whether it is there, while it is suspected or the register is out of reach. Ends with the member.
+async fn probe(channel: Channel, reachable: std::sync::Weak<AtomicBool>, link: watch::Receiver<Link>) {
+    let mut health = HealthClient::new(channel);
+    let mut missed = 0;
+    loop {
+        tokio::time::sleep(PROBE).await;
+        let Some(reachable) = reachable.upgrade() else { return };
+        let suspect = !reachable.load(Relaxed);
+        if !suspect && *link.borrow() == Link::Current {
+            missed = 0;
+            continue;
+        }
+        let answer = health.check(HealthCheckRequest { service: String::new() });
+        // whatever it answers, it is there
+        let there = match tokio::time::timeout(PROBE_ANSWER, answer).await {
+            Ok(Ok(_)) => true,
+            Ok(Err(status)) => status.code() != tonic::Code::Unavailable,
+            Err(_) => false,
+        };
+        missed = if there { 0 } else { missed + 1 };
+        if there {
+            reachable.store(true, Relaxed);
+        } else if missed >= 2 {
+            reachable.store(false, Relaxed);
+        }
+    }
+}
+
+/// The message with what travels beside it: what is left of the deadline, and the trace.
+fn outgoing(request: &Request, context: &Context) -> tonic::Request<worker::InferRequest> {
+    let mut message = tonic::Request::new(convert::request_to(request, context));
+    if let Some(deadline) = context.deadline {
+        message.set_timeout(deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1)));
+    }
+    if let Some(span) = &context.span {
+        inject_trace(span, message.metadata_mut());
+    }
+    message
+}
+
+impl Client for RemoteMember {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn is_reachable(&self) -> bool {
+        self.reachable.load(Relaxed)
+    }
+
+    fn infer<'a>(&'a self, request: &'a Request, context: &'a Context) -> BoxFuture<'a, Result<Reply>> {
+        async move {
+            let answer = self.client().infer(outgoing(request, context)).await;
+            convert::reply_from(answer.map_err(|status| self.error(&status, context))?.into_inner())
+        }
+        .boxed()
+    }
+
+    fn stream(&self, request: Request, context: Context) -> BoxFuture<'_, Result<ReplyStream>> {
+        async move {
+            let answer = self.client().stream(outgoing(&request, &context)).await;
+            let parts = answer.map_err(|status| self.error(&status, &context))?.into_inner();
+            let (name, reachable) = (self.name.clone(), self.reachable.clone());
+            Ok(parts
+                .map(move |part| match part {
+                    Ok(message) => convert::reply_from(message),
+                    Err(status) => {
+                        let error = error::from_status(&name, &status);
+                        if matches!(error, Error::Unavailable { reason: "UNREACHABLE" | "WORKER_LOST", .. }) {
+                            reachable.store(false, Relaxed);
+                        }
+                        Err(error)
+                    }
+                })
+                .boxed())
+        }
+        .boxed()
+    }
+}
+
+impl Member for RemoteMember {
+    fn describe<'a>(&'a self, model: &'a str, version: Option<u64>) -> BoxFuture<'a, Result<Description>> {
+        async move {
+            let request = worker::DescribeRequest { model: model.to_owned(), version: version.unwrap_or(0) };
+            let told = self.ask(ANSWER, self.client().describe(request)).await?;
+            let manifest = serde_json::from_str(&told.manifest)
+                .map_err(|error| Error::Internal(format!("manifest of {model} at {}: {error}", self.name)))?;
+            Ok(Description { manifest, version: told.version, labels: told.labels })
+        }
+        .boxed()
+    }
+
+    fn statistics<'a>(&'a self, model: &'a str, version: Option<u64>) -> BoxFuture<'a, Result<Vec<ModelStatistics>>> {
+        async move {
+            let version = version.map_or(String::new(), |version| version.to_string());
+            let request = ModelStatisticsRequest { name: model.to_owned(), version };
+            Ok(self.ask(ANSWER, self.client().statistics(request)).await?.model_stats)
+        }
+        .boxed()
+    }
+
+    fn index(&self) -> BoxFuture<'_, Result<Vec<ModelIndex>>> {
+        async move { Ok(self.ask(ANSWER, self.client().index(RepositoryIndexRequest::default())).await?.models) }
+            .boxed()
+    }
+
+    fn load(&self, request: RepositoryModelLoadRequest) -> BoxFuture<'_, Result<()>> {
+        async move { self.ask(Duration::from_secs(600), self.client().load(request)).await.map(drop) }.boxed()
+    }
+
+    fn unload<'a>(&'a self, model: &'a str) -> BoxFuture<'a, Result<()>> {
+        let request = RepositoryModelUnloadRequest { model_name: model.to_owned(), ..Default::default() };
+        async move { self.ask(Duration::from_secs(60), self.client().unload(request)).await.map(drop) }.boxed()
+    }
+
+    fn actors<'a>(&'a self, path: &'a str) -> BoxFuture<'a, Result<Vec<Actor>>> {
+        let request = GetActorTreeRequest { path: path.to_owned() };
+        async move { Ok(self.ask(ANSWER, self.admin().get_actor_tree(request)).await?.actors) }.boxed()
+    }
+
+    fn restart<'a>(&'a self, path: &'a str) -> BoxFuture<'a, Result<()>> {
+        let request = RestartActorRequest { path: path.to_owned() };
+        async move { self.ask(ANSWER, self.admin().restart_actor(request)).await.map(drop) }.boxed()
+    }
+
+    fn card<'a>(&'a self, model: &'a str, version: Option<u64>) -> BoxFuture<'a, Result<GetModelCardResponse>> {
+        let version = version.map_or(String::new(), |version| version.to_string());
+        let request = GetModelCardRequest { name: model.to_owned(), version };
+        async move { self.ask(ANSWER, self.admin().get_model_card(request)).await }.boxed()
+    }
+
+    fn drain(&self) -> BoxFuture<'_, Result<()>> {
+        async move { self.ask(ANSWER, self.client().drain(worker::DrainRequest {})).await.map(drop) }.boxed()
+    }
+}

@@ -1,0 +1,51 @@
+//! W3C trace context in gRPC metadata, both ways.
+
+use opentelemetry::propagation::{Extractor, Injector};
+use tonic::metadata::{KeyRef, MetadataKey, MetadataMap};
+use tracing_opentelemetry::OpenTelemetrySpanExt;
+
+struct Reading<'a>(&'a MetadataMap);
+
+impl Extractor for Reading<'_> {
+    fn get(&self, key: &str) -> Option<&str> {
+        self.0.get(key)?.to_str().ok()
+    }
+
+    fn keys(&self) -> Vec<&str> {
+        let names = self.0.keys().filter_map(|key| match key {
+            KeyRef::Ascii(name) => Some(name.as_str()),
+            KeyRef::Binary(_) => None,
+        });
+        names.collect()
+    }
+}
+
+struct Writing<'a>(&'a mut MetadataMap);
+
+impl Injector for Writing<'_> {
+    fn set(&mut self, key: &str, value: String) {
+        if let (Ok(key), Ok(value)) = (MetadataKey::from_bytes(key.as_bytes()), value.parse()) {
+            self.0.insert(key, value);
+        }
+    }
+}
+
+/// Makes `span` a child of the caller's, if `traceparent` says so.
+pub fn extract(span: &tracing::Span, metadata: &MetadataMap) {
+    if metadata.contains_key("traceparent") {
+        let parent =
+            opentelemetry::global::get_text_map_propagator(|propagator| propagator.extract(&Reading(metadata)));
+        // without an exporter there is no trace to continue
+        let _ = span.set_parent(parent);
+    }
+}
+
+/// Tells whoever is called of `span`.
+pub fn inject(span: &tracing::Span, metadata: &mut MetadataMap) {
+    if !span.is_disabled() {
+        let context = span.context();
+        opentelemetry::global::get_text_map_propagator(|propagator| {
+            propagator.inject_context(&context, &mut Writing(metadata));
+        });
+    }
+}
