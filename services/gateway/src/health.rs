@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::Stream;
-use sensorium_actors::worker::served::Status as VersionStatus;
+use sensorium_actors::error::Error;
 use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 use tonic_health::pb::health_check_response::ServingStatus;
@@ -63,9 +63,13 @@ fn status(door: &Door, name: &str) -> Option<ServingStatus> {
     if SERVICES.contains(&name) || door.understanding.named(name).is_some() {
         return Some(serving(door.readiness.is_ready()));
     }
-    let served = door.worker.served(name, None).ok()?;
-    let draining = door.router.admission().is_draining();
-    Some(serving(served.status() == VersionStatus::Ready && !draining))
+    let ready = match door.router.held(name, None) {
+        Ok(held) => held.is_ready(),
+        // known, but nobody holds it at the moment
+        Err(Error::Unavailable { .. }) => false,
+        Err(_) => return None,
+    };
+    Some(serving(ready && !door.router.admission().is_draining()))
 }
 
 #[tonic::async_trait]

@@ -6,13 +6,13 @@
 // the modules themselves are private: `pub` in them means "for the rest of this crate"
 #![allow(unreachable_pub)]
 
-mod admin;
+pub mod auth;
+mod cluster;
 mod context;
 pub mod health;
 pub mod http;
 mod inference;
 pub mod server;
-mod status;
 mod trace;
 mod v1;
 

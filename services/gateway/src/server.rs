@@ -4,12 +4,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sensorium_actors::error::Result;
-use sensorium_actors::manifest::Manifest;
 use sensorium_actors::route::Router;
 use sensorium_actors::understand::Understanding;
-use sensorium_actors::worker::Worker;
-use sensorium_cluster::membership::Lease;
+use sensorium_plane::{AdminService, Cluster, Fleet};
 use sensorium_proto::admin::admin_server::AdminServer;
 use sensorium_proto::inference::grpc_inference_service_server::GrpcInferenceServiceServer;
 use sensorium_proto::v1::sensorium_server::SensoriumServer;
@@ -17,8 +14,10 @@ use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::codec::CompressionEncoding;
+use tonic::service::interceptor::InterceptedService;
 
-use crate::admin::AdminService;
+use crate::auth::{Auth, Role};
+use crate::cluster;
 use crate::health::{self, Readiness};
 use crate::inference::{InferenceService, Settings};
 use crate::v1::SensoriumService;
@@ -59,42 +58,27 @@ impl Default for Limits {
 
 /// What the services share.
 pub struct Door {
+    /// The name of this node.
+    pub node: String,
     /// The way of requests.
     pub router: Router,
-    /// Models of this process.
-    pub worker: Worker,
+    /// All workers, for what is asked of them by name or all together.
+    pub fleet: Fleet,
     /// Text, image and audio together.
     pub understanding: Understanding,
     /// Whether the server is ready.
     pub readiness: Readiness,
     /// What a connection may cost.
     pub limits: Limits,
-    /// Our place in the register.
-    pub lease: Lease,
+    /// Who may do what.
+    pub auth: Auth,
 }
 
 impl Door {
-    /// Loads a model and announces it.
-    pub async fn load(&self, model: &str, overriding: Option<Manifest>) -> Result<()> {
-        let loaded = self.worker.load(model, overriding).await;
-        self.announce().await;
-        loaded
-    }
-
-    /// Unloads a model and announces that it is gone.
-    pub async fn unload(&self, model: &str) -> Result<()> {
-        self.worker.unload(model).await?;
-        self.announce().await;
-        Ok(())
-    }
-
-    /// Tells the register which models are here, and waits until the front door knows.
-    pub async fn announce(&self) {
-        let mut models: Vec<String> =
-            self.worker.versions().iter().map(|served| served.manifest.name.clone()).collect();
-        models.dedup();
-        self.lease.update(models);
-        self.router.refresh().await;
+    /// Tells of the cluster as it is seen from here.
+    fn cluster(&self) -> Cluster {
+        let (router, node) = (self.router.clone(), self.node.clone());
+        Arc::new(move || cluster::describe(&node, &router))
     }
 }
 
@@ -120,7 +104,7 @@ pub async fn serve(
     }
     let inference = limited!(GrpcInferenceServiceServer::new(InferenceService::new(door.clone(), settings)));
     let sensorium = limited!(SensoriumServer::new(SensoriumService::new(door.clone())));
-    let admin = limited!(AdminServer::new(AdminService::new(door.clone())));
+    let admin = limited!(AdminServer::new(AdminService::new(door.fleet.clone(), Some(door.cluster()))));
     let descriptors = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(sensorium_proto::FILE_DESCRIPTOR_SET)
@@ -136,13 +120,13 @@ pub async fn serve(
         .max_concurrent_streams(limits.max_streams)
         .http2_keepalive_interval(Some(Duration::from_secs(limits.keep_alive_seconds)))
         .http2_keepalive_timeout(Some(Duration::from_secs(limits.keep_alive_timeout_seconds)))
-        .layer(tower::util::MapResponseLayer::new(crate::status::amend::<tonic::body::Body>))
+        .layer(tower::util::MapResponseLayer::new(sensorium_plane::status::amend::<tonic::body::Body>))
         .layer(tower::util::MapRequestLayer::new(answer_in_kind::<tonic::body::Body>))
         .initial_stream_window_size(1 << 20)
         .initial_connection_window_size(8 << 20)
-        .add_service(inference)
-        .add_service(sensorium)
-        .add_service(admin)
+        .add_service(InterceptedService::new(inference, door.auth.require(Role::Infer)))
+        .add_service(InterceptedService::new(sensorium, door.auth.require(Role::Infer)))
+        .add_service(InterceptedService::new(admin, door.auth.require(Role::Admin)))
         .add_service(health)
         .add_optional_service(reflection)
         .add_optional_service(reflection_alpha)

@@ -75,7 +75,8 @@ pub fn decode(message: ModelInferRequest, regions: &Regions) -> Result<Incoming>
     let wanted = message.outputs.into_iter().enumerate().map(|(index, output)| decode_output(index, output));
     let wanted: Vec<Wanted> = wanted.collect::<Result<_>>()?;
     let outputs = wanted.iter().map(|wanted| wanted.name.clone()).collect();
-    let request = Request { model: message.model_name.into(), version, inputs, parameters, outputs };
+    let model = message.model_name.into();
+    let request = Request { model, version, inputs, parameters, outputs, resume: None };
     Ok(Incoming { request, id: message.id, wanted })
 }
 

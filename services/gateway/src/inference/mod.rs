@@ -6,7 +6,6 @@ mod metadata;
 mod service;
 mod settings;
 mod shared_memory;
-mod statistics;
 
 pub use service::InferenceService;
 pub use settings::{SetFilter, Settings};

@@ -6,26 +6,23 @@ use std::sync::Arc;
 use futures::{Stream, StreamExt};
 use sensorium_actors::error::{Error, Result};
 use sensorium_actors::manifest::Manifest;
-use sensorium_actors::pipeline::Assets;
 use sensorium_actors::request::{Reply, ReplyStream};
-use sensorium_actors::worker::served::Status as VersionStatus;
 use sensorium_proto::inference::grpc_inference_service_server::GrpcInferenceService;
 use sensorium_proto::inference::infer_parameter::ParameterChoice;
-use sensorium_proto::inference::model_repository_parameter::ParameterChoice as RepositoryParameter;
-use sensorium_proto::inference::repository_index_response::ModelIndex;
 use sensorium_proto::inference::*;
 use tokio::time::Instant;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::Instrument;
 
 use super::codec::{self, Incoming};
+use super::metadata;
 use super::settings::Settings;
 use super::shared_memory::Regions;
-use super::{metadata, statistics};
+use crate::auth::require_admin;
 use crate::context::{context, context_since};
 use crate::server::Door;
-use crate::status::{from_error, from_transport};
 use crate::trace;
+use sensorium_plane::status::{from_error, from_transport};
 
 /// What this server adds to the protocol.
 const EXTENSIONS: [&str; 8] = [
@@ -64,11 +61,11 @@ impl InferenceService {
             Some(understanding) => understanding.infer(&incoming.request, context).await?,
             None => self.door.router.infer(&incoming.request, context).await?,
         };
-        encode(&self.door, &self.regions, &incoming.id, &incoming.wanted, reply)
+        encode(&self.door, &self.regions, &incoming.id, &incoming.wanted, reply).await
     }
 }
 
-fn encode(
+async fn encode(
     door: &Door,
     regions: &Regions,
     id: &str,
@@ -78,11 +75,9 @@ fn encode(
     if wanted.is_empty() {
         return codec::encode(reply, id.to_owned(), wanted, regions, &[]);
     }
-    let served = door.worker.served(&reply.model, Some(reply.version)).ok();
-    let labels = match served.as_ref().map(|served| &served.assets) {
-        Some(Assets::Image { labels }) => labels.as_slice(),
-        _ => &[],
-    };
+    // a reply that nobody can describe any more is a reply all the same
+    let described = door.fleet.describe(&reply.model, Some(reply.version)).await.ok();
+    let labels = described.as_ref().map_or(&[][..], |described| &described.labels);
     codec::encode(reply, id.to_owned(), wanted, regions, labels)
 }
 
@@ -102,7 +97,11 @@ impl GrpcInferenceService for InferenceService {
             if self.door.understanding.named(&name).is_some() {
                 return Ok(true);
             }
-            Ok(self.door.worker.served(&name, version)?.status() == VersionStatus::Ready)
+            match self.door.router.held(&name, version) {
+                // known, but nobody holds it at the moment
+                Err(Error::Unavailable { .. }) => Ok(false),
+                held => Ok(held?.is_ready()),
+            }
         });
         Ok(Response::new(ModelReadyResponse { ready: ready.map_err(|error| from_error(&error))? }))
     }
@@ -117,13 +116,13 @@ impl GrpcInferenceService for InferenceService {
 
     async fn model_metadata(&self, request: Request<ModelMetadataRequest>) -> Answer<ModelMetadataResponse> {
         let ModelMetadataRequest { name, version } = request.into_inner();
-        let (manifest, versions) = described(&self.door, &name, &version).map_err(|error| from_error(&error))?;
+        let (manifest, versions) = described(&self.door, &name, &version).await.map_err(|error| from_error(&error))?;
         Ok(Response::new(metadata::metadata(&manifest, &versions)))
     }
 
     async fn model_config(&self, request: Request<ModelConfigRequest>) -> Answer<ModelConfigResponse> {
         let ModelConfigRequest { name, version } = request.into_inner();
-        let (manifest, _) = described(&self.door, &name, &version).map_err(|error| from_error(&error))?;
+        let (manifest, _) = described(&self.door, &name, &version).await.map_err(|error| from_error(&error))?;
         Ok(Response::new(ModelConfigResponse { config: Some(metadata::config(&manifest)) }))
     }
 
@@ -131,9 +130,9 @@ impl GrpcInferenceService for InferenceService {
         let _timed = trace::Timed::start("ModelInfer");
         let span = trace::request_span("ModelInfer", &request.get_ref().model_name, request.metadata());
         async move {
-            let (metadata, _, message) = request.into_parts();
+            let (metadata, extensions, message) = request.into_parts();
             let incoming = codec::decode(message, &self.regions).map_err(|error| from_error(&error))?;
-            let context = context(&metadata, &incoming.request.parameters)?;
+            let context = context(&metadata, &extensions, &incoming.request.parameters)?;
             let answer = self.infer(incoming, &context).await;
             answer.map(Response::new).map_err(|error| from_error(&error))
         }
@@ -148,14 +147,15 @@ impl GrpcInferenceService for InferenceService {
         &self,
         request: Request<Streaming<ModelInferRequest>>,
     ) -> Answer<Self::ModelStreamInferStream> {
-        let (metadata, _, messages) = request.into_parts();
+        let (metadata, extensions, messages) = request.into_parts();
         let (door, regions) = (self.door.clone(), self.regions.clone());
         // answers of one request stay in order; those of different requests come as they are ready
         let width = door.limits.stream_requests;
         let received = Instant::now();
         let answers = messages
             .map(move |message| {
-                let (door, regions, metadata) = (door.clone(), regions.clone(), metadata.clone());
+                let (door, regions) = (door.clone(), regions.clone());
+                let (metadata, extensions) = (metadata.clone(), extensions.clone());
                 async_stream::stream! {
                     let message = match message {
                         Ok(message) => message,
@@ -165,7 +165,7 @@ impl GrpcInferenceService for InferenceService {
                         }
                     };
                     let id = message.id.clone();
-                    let mut answers = std::pin::pin!(stream_one(door, regions, metadata, message, received));
+                    let mut answers = std::pin::pin!(stream_one(door, regions, (metadata, extensions), message, received));
                     while let Some(answer) = answers.next().await {
                         yield Ok(answer.unwrap_or_else(|error| failed(&id, &error)));
                     }
@@ -178,13 +178,14 @@ impl GrpcInferenceService for InferenceService {
 
     async fn model_statistics(&self, request: Request<ModelStatisticsRequest>) -> Answer<ModelStatisticsResponse> {
         let ModelStatisticsRequest { name, version } = request.into_inner();
-        let all = statistics::statistics(&self.door.worker, &name, &version).map_err(|error| from_error(&error))?;
-        Ok(Response::new(ModelStatisticsResponse { model_stats: all }))
+        let version = codec::version(&version, "version").map_err(|error| from_error(&error))?;
+        let model_stats = self.door.fleet.statistics(&name, version).await.map_err(|error| from_error(&error))?;
+        Ok(Response::new(ModelStatisticsResponse { model_stats }))
     }
 
     async fn repository_index(&self, request: Request<RepositoryIndexRequest>) -> Answer<RepositoryIndexResponse> {
         let ready_only = request.into_inner().ready;
-        let mut models = index(&self.door).map_err(|error| from_error(&error))?;
+        let mut models = self.door.fleet.index().await.map_err(|error| from_error(&error))?;
         models.retain(|model| !ready_only || model.state == "READY");
         Ok(Response::new(RepositoryIndexResponse { models }))
     }
@@ -193,9 +194,9 @@ impl GrpcInferenceService for InferenceService {
         &self,
         request: Request<RepositoryModelLoadRequest>,
     ) -> Answer<RepositoryModelLoadResponse> {
-        let request = request.into_inner();
-        let overriding = overriding(&request).map_err(|error| from_error(&error))?;
-        self.door.load(&request.model_name, overriding).await.map_err(|error| from_error(&error))?;
+        require_admin(request.extensions())?;
+        self.door.fleet.load(&request.into_inner()).await.map_err(|error| from_error(&error))?;
+        self.door.router.refresh().await;
         Ok(Response::new(RepositoryModelLoadResponse {}))
     }
 
@@ -203,7 +204,9 @@ impl GrpcInferenceService for InferenceService {
         &self,
         request: Request<RepositoryModelUnloadRequest>,
     ) -> Answer<RepositoryModelUnloadResponse> {
-        self.door.unload(&request.into_inner().model_name).await.map_err(|error| from_error(&error))?;
+        require_admin(request.extensions())?;
+        self.door.fleet.unload(&request.into_inner().model_name).await.map_err(|error| from_error(&error))?;
+        self.door.router.refresh().await;
         Ok(Response::new(RepositoryModelUnloadResponse {}))
     }
 
@@ -219,6 +222,7 @@ impl GrpcInferenceService for InferenceService {
         &self,
         request: Request<SystemSharedMemoryRegisterRequest>,
     ) -> Answer<SystemSharedMemoryRegisterResponse> {
+        require_admin(request.extensions())?;
         self.regions.register(request.into_inner()).map_err(|error| from_error(&error))?;
         Ok(Response::new(SystemSharedMemoryRegisterResponse {}))
     }
@@ -227,6 +231,7 @@ impl GrpcInferenceService for InferenceService {
         &self,
         request: Request<SystemSharedMemoryUnregisterRequest>,
     ) -> Answer<SystemSharedMemoryUnregisterResponse> {
+        require_admin(request.extensions())?;
         self.regions.unregister(&request.into_inner().name);
         Ok(Response::new(SystemSharedMemoryUnregisterResponse {}))
     }
@@ -253,11 +258,13 @@ impl GrpcInferenceService for InferenceService {
     }
 
     async fn trace_setting(&self, request: Request<TraceSettingRequest>) -> Answer<TraceSettingResponse> {
+        require_admin(request.extensions())?;
         let settings = self.settings.trace(request.into_inner()).map_err(|error| from_error(&error))?;
         Ok(Response::new(TraceSettingResponse { settings }))
     }
 
     async fn log_settings(&self, request: Request<LogSettingsRequest>) -> Answer<LogSettingsResponse> {
+        require_admin(request.extensions())?;
         let settings = self.settings.log(request.into_inner()).map_err(|error| from_error(&error))?;
         Ok(Response::new(LogSettingsResponse { settings }))
     }
@@ -271,7 +278,7 @@ fn no_cuda() -> Status {
 fn stream_one(
     door: Arc<Door>,
     regions: Arc<Regions>,
-    metadata: tonic::metadata::MetadataMap,
+    (metadata, extensions): (tonic::metadata::MetadataMap, tonic::Extensions),
     message: ModelInferRequest,
     received: Instant,
 ) -> impl Stream<Item = Result<ModelStreamInferResponse>> {
@@ -279,7 +286,7 @@ fn stream_one(
         let _timed = trace::Timed::start("ModelStreamInfer");
         let span = trace::request_span("ModelStreamInfer", &message.model_name, &metadata);
         let incoming = codec::decode(message, &regions)?;
-        let context = span.in_scope(|| context_since(&metadata, &incoming.request.parameters, received));
+        let context = span.in_scope(|| context_since(&metadata, &extensions, &incoming.request.parameters, received));
         let context = context.map_err(|status| Error::invalid("grpc-timeout", status.message()))?;
         let Incoming { mut request, id, wanted } = incoming;
         let empty_final = request.parameters.flag("triton_enable_empty_final_response")?.unwrap_or(false);
@@ -293,7 +300,7 @@ fn stream_one(
             let reply = reply?;
             last = Some((reply.model.clone(), reply.version));
             let over = reply.last;
-            let mut response = encode(&door, &regions, &id, &wanted, reply)?;
+            let mut response = encode(&door, &regions, &id, &wanted, reply).await?;
             mark_final(&mut response, over && !empty_final);
             yield ModelStreamInferResponse { error_message: String::new(), infer_response: Some(response) };
         }
@@ -323,56 +330,11 @@ fn failed(id: &str, error: &Error) -> ModelStreamInferResponse {
     }
 }
 
-fn described(door: &Door, name: &str, version: &str) -> Result<(Manifest, Vec<u64>)> {
+async fn described(door: &Door, name: &str, version: &str) -> Result<(Manifest, Vec<u64>)> {
     let version = codec::version(version, "version")?;
     if let Some(understanding) = door.understanding.named(name) {
         return Ok((understanding.manifest().clone(), vec![1]));
     }
-    let served = door.worker.served(name, version)?;
-    let of_model = door.worker.versions().into_iter().filter(|other| other.manifest.name == name);
-    Ok(((*served.manifest).clone(), of_model.map(|other| other.version).collect()))
-}
-
-/// What lies in the repository, and how each version fares.
-fn index(door: &Door) -> Result<Vec<ModelIndex>> {
-    let versions = door.worker.versions();
-    let mut models = Vec::new();
-    for entry in door.worker.repository().list()? {
-        let loaded: Vec<_> = versions.iter().filter(|served| served.manifest.name == entry.name).collect();
-        if loaded.is_empty() {
-            let reason = entry.manifest.as_ref().err().map_or("unloaded".to_owned(), ToString::to_string);
-            let version = entry.versions.last().map_or(String::new(), u64::to_string);
-            models.push(ModelIndex { name: entry.name, version, state: "UNAVAILABLE".to_owned(), reason });
-            continue;
-        }
-        for served in loaded {
-            let (state, reason) = match served.status() {
-                VersionStatus::Ready => ("READY", String::new()),
-                VersionStatus::Loading => ("LOADING", String::new()),
-                VersionStatus::Unloading => ("UNLOADING", String::new()),
-                VersionStatus::Quarantined(reason) => ("UNAVAILABLE", reason),
-            };
-            let (name, version) = (entry.name.clone(), served.version.to_string());
-            models.push(ModelIndex { name, version, state: state.to_owned(), reason });
-        }
-    }
-    Ok(models)
-}
-
-/// The `config` parameter of a load: a whole model.toml that takes the place of the repository's.
-fn overriding(request: &RepositoryModelLoadRequest) -> Result<Option<Manifest>> {
-    if let Some(file) = request.parameters.keys().find(|name| name.starts_with("file:")) {
-        return Err(Error::Unimplemented(format!("parameter '{file}': a model's files are taken from the repository")));
-    }
-    let Some(parameter) = request.parameters.get("config") else { return Ok(None) };
-    let Some(RepositoryParameter::StringParam(text)) = &parameter.parameter_choice else {
-        return Err(Error::invalid("parameters.config", "expected the text of a model.toml"));
-    };
-    let manifest = Manifest::parse(text, std::path::Path::new("parameters.config"))
-        .map_err(|error| Error::invalid("parameters.config", error))?;
-    if manifest.name != request.model_name {
-        let message = format!("name = '{}', expected '{}'", manifest.name, request.model_name);
-        return Err(Error::invalid("parameters.config", message));
-    }
-    Ok(Some(manifest))
+    let described = door.fleet.describe(name, version).await?;
+    Ok((described.manifest.clone(), door.fleet.versions(name)))
 }

@@ -1,5 +1,7 @@
 //! Our reports in the protocol's terms, and its requests in ours.
 
+use std::time::Duration;
+
 use sensorium_actors::batching::entry::Finish;
 use sensorium_actors::error::{Error, Result};
 use sensorium_actors::manifest::Modality as Sense;
@@ -62,7 +64,8 @@ pub fn input(request: UnderstandRequest) -> Result<Input> {
             }
         };
         let weight = emphasis.weight.unwrap_or(1.0);
-        input.emphasis.insert(sense, Weight { weight, mute: emphasis.mute });
+        let budget = emphasis.budget_ms.map(|budget| Duration::from_millis(budget.into()));
+        input.emphasis.insert(sense, Weight { weight, mute: emphasis.mute, budget });
     }
     Ok(input)
 }

@@ -13,8 +13,8 @@ use tracing::Instrument;
 use super::{convert, embed, generate};
 use crate::context::context;
 use crate::server::Door;
-use crate::status::from_error;
 use crate::trace::{Timed, request_span};
+use sensorium_plane::status::from_error;
 
 /// See the module.
 pub struct SensoriumService {
@@ -34,7 +34,7 @@ impl Sensorium for SensoriumService {
         let _timed = Timed::start("Embed");
         let span = request_span("Embed", "", request.metadata());
         async {
-            let context = context(request.metadata(), &Parameters::default())?;
+            let context = context(request.metadata(), request.extensions(), &Parameters::default())?;
             let embedded = embed::embed(&self.door, request.into_inner(), &context).await;
             embedded.map(Response::new).map_err(|error| from_error(&error))
         }
@@ -49,7 +49,7 @@ impl Sensorium for SensoriumService {
         request: Request<UnderstandRequest>,
     ) -> Result<Response<Self::UnderstandStream>, Status> {
         let span = request_span("Understand", "", request.metadata());
-        let context = span.in_scope(|| context(request.metadata(), &Parameters::default()))?;
+        let context = span.in_scope(|| context(request.metadata(), request.extensions(), &Parameters::default()))?;
         let input = convert::input(request.into_inner()).map_err(|error| from_error(&error))?;
         let events = self.door.understanding.run(input, context).map_err(|error| from_error(&error))?;
         let timed = Timed::start("Understand");
@@ -64,7 +64,7 @@ impl Sensorium for SensoriumService {
 
     async fn generate(&self, request: Request<GenerateRequest>) -> Result<Response<Self::GenerateStream>, Status> {
         let span = request_span("Generate", &request.get_ref().model, request.metadata());
-        let context = span.in_scope(|| context(request.metadata(), &Parameters::default()))?;
+        let context = span.in_scope(|| context(request.metadata(), request.extensions(), &Parameters::default()))?;
         let pieces = generate::generate(self.door.clone(), request.into_inner(), context).instrument(span).await;
         let pieces = pieces.map_err(|error| from_error(&error))?;
         let timed = Timed::start("Generate");
