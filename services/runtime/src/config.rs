@@ -7,10 +7,12 @@
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer};
 use toml::{Table, Value};
 
 /// Variables that belong to a tool beside the server, not to its configuration.
-const NOT_OURS: [&str; 6] = [
+const NOT_OURS: [&str; 7] = [
+    "SENSORIUM_KEY",
     "SENSORIUM_BINARY",
     "SENSORIUM_CACHE",
     "SENSORIUM_CONFIG",
@@ -91,6 +93,25 @@ pub fn read<T: DeserializeOwned>(
         let origin = layers.iter().rev().find(|(set, _)| set.starts_with(&key) || message.contains(set.as_str()));
         let file = || file.map_or_else(|| "the defaults".to_owned(), |path| path.display().to_string());
         Error::Value { key, message, origin: origin.map_or_else(file, |(_, origin)| origin.clone()) }
+    })
+}
+
+/// A list of strings, or one string with commas: an environment variable holds no list.
+///
+/// # Errors
+/// If it is neither.
+pub fn list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "a list of strings, or one string with commas")]
+    enum OneOrMany {
+        One(String),
+        Many(Vec<String>),
+    }
+    Ok(match OneOrMany::deserialize(deserializer)? {
+        OneOrMany::One(text) => {
+            text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(str::to_owned).collect()
+        }
+        OneOrMany::Many(items) => items,
     })
 }
 

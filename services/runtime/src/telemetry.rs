@@ -75,8 +75,12 @@ pub fn init() -> Result<Telemetry, Error> {
 }
 
 /// Where spans of single requests, batches and sequences are made.
-const SPANS: [&str; 3] =
-    ["sensorium_gateway::trace", "sensorium_actors::replica::forward", "sensorium_actors::replica::generate"];
+const SPANS: [&str; 4] = [
+    "sensorium_gateway::trace",
+    "sensorium_plane::service",
+    "sensorium_actors::replica::forward",
+    "sensorium_actors::replica::generate",
+];
 
 /// A filter for log lines. Spans of requests cost microseconds each, so they are made only where somebody exports them,
 /// not for the lines; actors' own are noise to anybody but ractor's authors.

@@ -1,4 +1,4 @@
-//! The configuration of `sensorium serve`.
+//! The configuration of `sensorium serve`, `gateway` and `worker`: one set of keys, of which each uses what it needs.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -14,26 +14,109 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// The server's name, the root of its actors' paths. Default: `sensorium-1`.
+    /// The node's name, unique in its cluster, and the root of its actors' paths. Default: `sensorium-1` for `serve`, the
+    /// host's name, role and port for others.
     pub name: String,
     /// The model repository. Default: `models` in the cache folder, where the set-up put the default pack.
     pub repository: PathBuf,
     /// Models to load at the start. Default: all of the repository.
+    #[serde(deserialize_with = "config::list")]
     pub models: Vec<String>,
-    /// Where gRPC listens. Default: `127.0.0.1:8001`.
+    /// Where the door's gRPC listens. Default: `127.0.0.1:8001`.
     pub grpc: SocketAddr,
-    /// Where HTTP (`/metrics`, `/livez`, `/readyz`) listens. Default: `127.0.0.1:8002`.
-    pub http: SocketAddr,
+    /// Where a worker's gRPC listens for gateways. Default: `127.0.0.1:8101`.
+    pub listen: SocketAddr,
+    /// `host:port` by which gateways reach this worker. Default: `listen`, with the host's name in place of an address
+    /// that means any.
+    pub advertise: String,
+    /// Where HTTP (`/metrics`, `/livez`, `/readyz`) listens. Default: `127.0.0.1:8002`, of a worker `127.0.0.1:8102`.
+    pub http: Option<SocketAddr>,
+    /// Where the node stands. Gateways prefer workers of their own zone. Default: none.
+    pub zone: String,
+    /// Requests that a worker works on side by side before they queue; others are preferred from then on. Default: 8.
+    pub capacity: u32,
+    /// URLs of etcd. Default: none; a gateway or worker needs it.
+    #[serde(deserialize_with = "config::list")]
+    pub etcd: Vec<String>,
+    /// How the node is registered in etcd.
+    pub register: Register,
+    /// How gateways call workers.
+    pub plane: Plane,
+    /// Who may do what at the door.
+    pub auth: Auth,
     /// Path of the metrics on the HTTP side; empty: none. Default: `/metrics`.
     pub metrics_path: String,
     /// Seconds that requests in flight are given when the process is asked to stop. Default: 30.
     pub drain_seconds: u64,
+    /// Milliseconds between a drain's first word and the first refusal: routers and balancers move meanwhile.
+    /// Default: 500.
+    pub drain_notice_ms: u64,
     /// Threads and devices.
     pub compute: Compute,
     /// What one connection and one message may cost.
     pub limits: Limits,
     /// Which models understand text, image and audio together.
     pub understand: understand::Options,
+}
+
+/// How the node is registered in etcd.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Register {
+    /// Name of the cluster, the root of its keys: several clusters may share one etcd. Default: `sensorium`.
+    pub cluster: String,
+    /// Seconds after which a node that no longer renews its lease is gone. Default: 10.
+    pub lease_seconds: u64,
+    /// User of etcd. Default: none.
+    pub user: String,
+    /// The user's password; the environment is a better place for it than a file.
+    pub password: String,
+    /// PEM file of who may have signed etcd's certificate. Default: none, for `http` URLs.
+    pub ca: Option<PathBuf>,
+    /// PEM file of our own certificate, where etcd asks for one.
+    pub certificate: Option<PathBuf>,
+    /// PEM file of its key.
+    pub key: Option<PathBuf>,
+}
+
+impl Default for Register {
+    fn default() -> Self {
+        Self {
+            cluster: "sensorium".to_owned(),
+            lease_seconds: 10,
+            user: String::new(),
+            password: String::new(),
+            ca: None,
+            certificate: None,
+            key: None,
+        }
+    }
+}
+
+/// Who may do what at the door.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Auth {
+    /// File of API keys, as `sensorium key` writes its entries. Default: none, and everybody may do everything.
+    pub keys: Option<PathBuf>,
+}
+
+/// How gateways call workers.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Plane {
+    /// HTTP/2 connections to each worker. Default: 2.
+    pub connections: usize,
+    /// Milliseconds of silence after which a connection is asked whether it is alive. Default: 1000.
+    pub keep_alive_ms: u64,
+    /// Milliseconds after which one that does not answer is given up, and its requests go elsewhere. Default: 2000.
+    pub keep_alive_timeout_ms: u64,
+}
+
+impl Default for Plane {
+    fn default() -> Self {
+        Self { connections: 2, keep_alive_ms: 1000, keep_alive_timeout_ms: 2000 }
+    }
 }
 
 /// Threads and devices.
@@ -52,13 +135,22 @@ pub struct Compute {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            name: "sensorium-1".to_owned(),
+            name: String::new(),
             repository: cache().join("models"),
             models: Vec::new(),
             grpc: SocketAddr::from(([127, 0, 0, 1], 8001)),
-            http: SocketAddr::from(([127, 0, 0, 1], 8002)),
+            listen: SocketAddr::from(([127, 0, 0, 1], 8101)),
+            advertise: String::new(),
+            http: None,
+            zone: String::new(),
+            capacity: 8,
+            etcd: Vec::new(),
+            register: Register::default(),
+            plane: Plane::default(),
+            auth: Auth::default(),
             metrics_path: "/metrics".to_owned(),
             drain_seconds: 30,
+            drain_notice_ms: 500,
             compute: Compute::default(),
             limits: Limits::default(),
             understand: understand::Options::default(),
@@ -73,7 +165,7 @@ pub fn cache() -> PathBuf {
     chosen.unwrap_or_else(home)
 }
 
-/// Flags of `serve`.
+/// Flags of `serve`, `gateway` and `worker`.
 #[derive(Args)]
 pub struct ConfigArgs {
     /// A TOML file; environment and flags go over it.
@@ -85,9 +177,24 @@ pub struct ConfigArgs {
     /// Models to load at the start, separated by commas. Default: all.
     #[arg(long, value_delimiter = ',', value_name = "MODELS")]
     models: Vec<String>,
-    /// Where gRPC listens.
+    /// Where the door's gRPC listens.
     #[arg(long, value_name = "ADDRESS")]
     grpc: Option<String>,
+    /// Where a worker's gRPC listens for gateways.
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<String>,
+    /// `host:port` by which gateways reach this worker.
+    #[arg(long, value_name = "ADDRESS")]
+    advertise: Option<String>,
+    /// The node's name.
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// Where the node stands.
+    #[arg(long, value_name = "ZONE")]
+    zone: Option<String>,
+    /// URLs of etcd, separated by commas.
+    #[arg(long, value_name = "URLS")]
+    etcd: Option<String>,
     /// Where HTTP listens.
     #[arg(long, value_name = "ADDRESS")]
     http: Option<String>,
@@ -108,7 +215,16 @@ impl ConfigArgs {
     /// Reads the configuration.
     pub fn read(self) -> Result<Config, config::Error> {
         let mut flags = self.set;
-        let named = [("repository", self.repository), ("grpc", self.grpc), ("http", self.http)];
+        let named = [
+            ("repository", self.repository),
+            ("grpc", self.grpc),
+            ("listen", self.listen),
+            ("advertise", self.advertise),
+            ("name", self.name),
+            ("zone", self.zone),
+            ("etcd", self.etcd),
+            ("http", self.http),
+        ];
         flags.extend(named.into_iter().filter_map(|(key, value)| Some((key.to_owned(), quoted(&value?)))));
         if !self.models.is_empty() {
             let quoted: Vec<String> = self.models.iter().map(|model| quoted(model)).collect();

@@ -4,11 +4,15 @@
 #![allow(unreachable_pub)]
 
 mod config;
+mod gateway;
+mod node;
 #[cfg(feature = "worker")]
 mod parent;
 #[cfg(feature = "worker")]
 mod serve;
 mod verbs;
+#[cfg(feature = "worker")]
+mod worker;
 
 use std::process::ExitCode;
 
@@ -27,6 +31,13 @@ enum Verb {
     /// Serve everything in one process: gateway, worker, and embedded twins of etcd, NATS and Redis.
     #[cfg(feature = "worker")]
     Serve(config::ConfigArgs),
+    /// The front door of a cluster: takes requests and plans which worker answers.
+    Gateway(config::ConfigArgs),
+    /// Holds models, for the gateways of a cluster.
+    #[cfg(feature = "worker")]
+    Worker(config::ConfigArgs),
+    /// Take a worker out: it finishes what it has, leaves the cluster and ends.
+    Drain(verbs::drain::DrainArgs),
     /// Ask the server about a picture, a sound and a sentence.
     Infer(verbs::infer::InferArgs),
     /// What the server does.
@@ -37,6 +48,8 @@ enum Verb {
     Actors(verbs::actors::ActorsArgs),
     /// The model card of a served version.
     Card(verbs::card::CardArgs),
+    /// Make an API key: its entry for the file `auth.keys` on stdout, the key itself on stderr.
+    Key(verbs::key::KeyArgs),
     /// Configuration files.
     #[command(subcommand)]
     Config(config::ConfigVerb),
@@ -47,11 +60,16 @@ async fn main() -> ExitCode {
     let outcome = match Cli::parse().verb {
         #[cfg(feature = "worker")]
         Verb::Serve(args) => serve::run(args).await,
+        Verb::Gateway(args) => gateway::run(args).await,
+        #[cfg(feature = "worker")]
+        Verb::Worker(args) => worker::run(args).await,
+        Verb::Drain(args) => verbs::drain::run(args).await,
         Verb::Infer(args) => verbs::infer::run(args).await,
         Verb::Status(args) => verbs::status::run(args).await,
         Verb::Models(args) => verbs::models::run(args).await,
         Verb::Actors(args) => verbs::actors::run(args).await,
         Verb::Card(args) => verbs::card::run(args).await,
+        Verb::Key(args) => verbs::key::run(args),
         Verb::Config(verb) => config::run(&verb),
     };
     outcome.unwrap_or_else(|error| fail(&error))

@@ -6,8 +6,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use owo_colors::Style;
-use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Status};
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::{self, Endpoint};
+use tonic::{Code, Request, Status};
 use tonic_types::StatusExt;
 
 use super::draw::{paint_errors, seconds};
@@ -21,6 +24,25 @@ pub struct Server {
     /// gRPC address of the server.
     #[arg(long, env = "SENSORIUM_SERVER", default_value = "http://127.0.0.1:8001")]
     pub server: String,
+    /// API key, where the server asks for one.
+    #[arg(long, env = "SENSORIUM_KEY", hide_env_values = true)]
+    pub key: Option<String>,
+}
+
+/// A connection on which every call brings the key.
+pub type Channel = InterceptedService<transport::Channel, Bearer>;
+
+/// Brings the key.
+#[derive(Clone)]
+pub struct Bearer(Option<MetadataValue<Ascii>>);
+
+impl Interceptor for Bearer {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(value) = &self.0 {
+            request.metadata_mut().insert("authorization", value.clone());
+        }
+        Ok(request)
+    }
 }
 
 /// How to print.
@@ -76,13 +98,17 @@ impl Server {
         let endpoint = Endpoint::from_shared(with_scheme)
             .map_err(|error| Failure::Usage(format!("--server {}: {error}, expected http://HOST:PORT", self.server)))?;
         let endpoint = endpoint.connect_timeout(Duration::from_secs(5)).tcp_nodelay(true);
-        endpoint.connect().await.map_err(|error| {
+        let value = self.key.as_ref().map(|key| format!("Bearer {key}").parse()).transpose();
+        let value = value.map_err(|_| Failure::Usage("--key: not printable, expected an API key".to_owned()))?;
+        let connected = endpoint.connect().await;
+        let channel = connected.map_err(|error| {
             let mut cause: &dyn std::error::Error = &error;
             while let Some(deeper) = cause.source() {
                 cause = deeper;
             }
             Failure::Connect(format!("cannot connect to {}: {cause}; is `sensorium serve` running?", self.server))
-        })
+        })?;
+        Ok(InterceptedService::new(channel, Bearer(value)))
     }
 }
 

@@ -6,7 +6,9 @@
 pub mod actors;
 pub mod card;
 pub mod connect;
+pub mod drain;
 mod draw;
 pub mod infer;
+pub mod key;
 pub mod models;
 pub mod status;

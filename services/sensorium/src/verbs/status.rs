@@ -7,15 +7,16 @@ use std::time::Duration;
 
 use comfy_table::{CellAlignment, Table, presets};
 use owo_colors::Style;
+use sensorium_proto::admin::admin_client::AdminClient;
+use sensorium_proto::admin::{GetClusterRequest, GetClusterResponse, Route};
 use sensorium_proto::inference::grpc_inference_service_client::GrpcInferenceServiceClient;
 use sensorium_proto::inference::{
     ModelStatistics, ModelStatisticsRequest, RepositoryIndexRequest, ServerLiveRequest, ServerMetadataRequest,
     ServerReadyRequest, StatisticDuration,
 };
 use serde::Serialize;
-use tonic::transport::Channel;
 
-use super::connect::{self, Failure, MAX_ANSWER, Output, Server};
+use super::connect::{self, Channel, Failure, MAX_ANSWER, Output, Server};
 use super::draw::{bold, dim, paint, seconds};
 
 /// Arguments of `sensorium status`.
@@ -41,9 +42,11 @@ pub async fn run(args: StatusArgs) -> anyhow::Result<ExitCode> {
 
 async fn show(args: StatusArgs) -> Result<(), Failure> {
     let channel = args.server.connect().await?;
+    let mut admin = AdminClient::new(channel.clone()).max_decoding_message_size(MAX_ANSWER);
     let mut client = GrpcInferenceServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER);
     loop {
-        let status = ask(&mut client).await?;
+        let mut status = ask(&mut client).await?;
+        status.cluster(admin.get_cluster(GetClusterRequest {}).await?.into_inner());
         let text = match (args.output, args.watch) {
             (Output::Json, false) => serde_json::to_string_pretty(&status)?,
             (Output::Json, true) => serde_json::to_string(&status)?,
@@ -68,7 +71,72 @@ struct Status {
     version: String,
     live: bool,
     ready: bool,
+    in_flight: u64,
+    nodes: Vec<Node>,
+    dependencies: Vec<Dependency>,
     models: Vec<Model>,
+}
+
+#[derive(Serialize)]
+struct Node {
+    name: String,
+    role: String,
+    address: String,
+    zone: String,
+    build: String,
+    draining: bool,
+    /// `model/version`, with the state of those that are not ready.
+    models: Vec<String>,
+    /// Calls in work from the gateway that answers; the slowest model's moving average; models from which it is ejected.
+    in_flight: u64,
+    latency_seconds: f64,
+    ejected: Vec<String>,
+    reachable: bool,
+}
+
+#[derive(Serialize)]
+struct Dependency {
+    name: String,
+    state: String,
+    seconds: f64,
+}
+
+impl Status {
+    fn cluster(&mut self, told: GetClusterResponse) {
+        self.in_flight = told.in_flight;
+        self.dependencies = told
+            .dependencies
+            .into_iter()
+            .map(|of| Dependency { name: of.name, state: of.state, seconds: of.seconds })
+            .collect();
+        let routes = told.routes;
+        self.nodes = told.nodes.into_iter().map(|node| describe_node(node, &routes)).collect();
+    }
+}
+
+fn describe_node(node: sensorium_proto::admin::Node, routes: &[Route]) -> Node {
+    let seen: Vec<_> = routes
+        .iter()
+        .flat_map(|route| route.workers.iter().map(|worker| (&route.model, worker)))
+        .filter(|(_, worker)| worker.worker == node.name)
+        .collect();
+    let models = node.models.into_iter().map(|held| match held.state.as_str() {
+        "READY" => format!("{}/{}", held.name, held.version),
+        state => format!("{}/{} {state}", held.name, held.version),
+    });
+    Node {
+        models: models.collect(),
+        in_flight: seen.iter().map(|(_, worker)| worker.in_flight).sum(),
+        latency_seconds: seen.iter().map(|(_, worker)| worker.latency_seconds).fold(0.0, f64::max),
+        ejected: seen.iter().filter(|(_, worker)| worker.ejected).map(|(model, _)| (*model).clone()).collect(),
+        reachable: seen.iter().all(|(_, worker)| worker.reachable),
+        name: node.name,
+        role: node.role,
+        address: node.address,
+        zone: node.zone,
+        build: node.build,
+        draining: node.draining,
+    }
 }
 
 #[derive(Serialize, Default)]
@@ -99,7 +167,16 @@ async fn ask(client: &mut GrpcInferenceServiceClient<Channel>) -> Result<Status,
         let counted = statistics.get(&key(&model.name, &model.version)).map(describe).unwrap_or_default();
         Model { name: model.name, version: model.version, state: model.state, reason: model.reason, ..counted }
     });
-    Ok(Status { name: server.name, version: server.version, live, ready, models: models.collect() })
+    Ok(Status {
+        name: server.name,
+        version: server.version,
+        live,
+        ready,
+        in_flight: 0,
+        nodes: Vec::new(),
+        dependencies: Vec::new(),
+        models: models.collect(),
+    })
 }
 
 fn describe(stats: &ModelStatistics) -> Model {
@@ -151,7 +228,40 @@ fn draw(address: &str, status: &Status) -> String {
         ]);
     }
     let server = format!("{} {}", bold(&status.name), dim(format!("{} at {address}", status.version)));
-    format!("{server}  {live}  {ready}\n{table}")
+    let dependencies = status.dependencies.iter().map(|of| match of.state.as_str() {
+        "embedded" => dim(format!("{} embedded", of.name)),
+        "ok" => paint(format!("{} ok", of.name), good),
+        state => paint(format!("{} {state} for {}", of.name, seconds(of.seconds)), bad),
+    });
+    let dependencies = dependencies.collect::<Vec<_>>().join("  ");
+    format!(
+        "{server}  {live}  {ready}  {} in flight  {dependencies}\n{}\n{table}",
+        status.in_flight,
+        draw_nodes(&status.nodes)
+    )
+}
+
+fn draw_nodes(nodes: &[Node]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING);
+    table.set_header(["node", "role", "zone", "state", "in flight", "latency", "models"]);
+    for node in nodes {
+        let mut state = Vec::new();
+        state.extend(node.draining.then(|| "draining".to_owned()));
+        state.extend((!node.reachable).then(|| "out of reach".to_owned()));
+        state.extend((!node.ejected.is_empty()).then(|| format!("ejected from {}", node.ejected.join(", "))));
+        let worker = node.role == "worker";
+        table.add_row([
+            node.name.clone(),
+            node.role.clone(),
+            node.zone.clone(),
+            if state.is_empty() { "ok".to_owned() } else { state.join(", ") },
+            if worker { node.in_flight.to_string() } else { "–".to_owned() },
+            if node.latency_seconds > 0.0 { seconds(node.latency_seconds) } else { "–".to_owned() },
+            node.models.join(" "),
+        ]);
+    }
+    table
 }
 
 #[cfg(test)]

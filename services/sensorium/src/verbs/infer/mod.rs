@@ -131,7 +131,7 @@ fn emphasis(weights: &[(Modality, f64)], mutes: &[Modality]) -> Vec<Emphasis> {
     let of = |sense: Modality| {
         let weight = weights.iter().rev().find(|(of, _)| *of == sense).map(|(_, weight)| *weight);
         let mute = mutes.contains(&sense);
-        (mute || weight.is_some()).then(|| Emphasis { modality: sense.into(), weight, mute })
+        (mute || weight.is_some()).then(|| Emphasis { modality: sense.into(), weight, mute, budget_ms: None })
     };
     senses.into_iter().filter_map(of).collect()
 }

@@ -1,0 +1,84 @@
+//! `sensorium gateway`: the front door of a cluster. It only wires.
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sensorium_actors::supervision::tree::Tree;
+use sensorium_cluster::membership::{Membership, Registration, Role};
+use sensorium_gateway::health::Readiness;
+use sensorium_gateway::server;
+use sensorium_plane::{Dial, Fleet, Make, Member, RemoteMember};
+use sensorium_runtime::signal::Shutdown;
+use sensorium_runtime::telemetry;
+
+use crate::config::{Config, ConfigArgs};
+use crate::node::{self, Serving};
+
+/// Serves until a signal.
+pub async fn run(args: ConfigArgs) -> anyhow::Result<ExitCode> {
+    let config = args.read()?;
+    let mut shutdown = Shutdown::listen()?;
+    let membership = node::membership(&config)?;
+    let telemetry = telemetry::init()?;
+    sensorium_actors::metrics::describe();
+    let grpc = server::bind(config.grpc).await?;
+    let side = server::bind(config.http.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8002)))).await?;
+    let name = node::name(&config, "gateway", grpc.local_addr()?.port());
+
+    let tree = Tree::default();
+    let fleet = Fleet::new(&membership, remote(&config, &membership), tree.clone());
+    let readiness = Readiness::new(|| true);
+    let door = node::door(&config, &name, &membership, fleet, tree, readiness.clone()).await?;
+    let address = node::reachable(grpc.local_addr()?, "");
+    let lease = membership.register(node::registration(&config, Role::Gateway, &name, address, side.local_addr()?));
+    let door = Arc::new(door);
+    let serving = Serving::of_door(&config, side, grpc, &door, &telemetry);
+    let becoming = tokio::spawn(ready_with_the_first_model(membership.clone(), readiness.clone()));
+
+    let signal = shutdown.wait().await;
+    tracing::info!(signal, "draining");
+    becoming.abort();
+    readiness.set(false);
+    lease.update(|registration| registration.draining = true);
+    tokio::time::sleep(Duration::from_millis(config.drain_notice_ms)).await;
+    node::drain(door.router.admission(), config.drain_seconds).await;
+    lease.withdraw().await;
+    serving.stop().await?;
+    tracing::info!("drained");
+    telemetry.flush();
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Workers behind connections.
+fn remote(config: &Config, membership: &Membership) -> Make {
+    let plane = &config.plane;
+    let dial = Dial {
+        connections: plane.connections,
+        keep_alive: Duration::from_millis(plane.keep_alive_ms),
+        keep_alive_timeout: Duration::from_millis(plane.keep_alive_timeout_ms),
+        ..Dial::default()
+    };
+    let link = membership.link();
+    Arc::new(move |registration: &Registration| {
+        let made = RemoteMember::new(&registration.node, &registration.address, &dial, link.clone());
+        match made {
+            Ok(member) => Some(member as Arc<dyn Member>),
+            Err(error) => {
+                tracing::error!(worker = registration.node, %error, "worker cannot be called");
+                None
+            }
+        }
+    })
+}
+
+/// A gateway is ready once somebody has a model to offer, and stays so: an outage is degraded, not unready.
+async fn ready_with_the_first_model(membership: Membership, readiness: Readiness) {
+    let mut view = membership.watch();
+    let anybody = view.wait_for(|view| view.values().flat_map(|node| &node.models).any(|held| held.is_ready())).await;
+    if anybody.is_ok() {
+        readiness.set(true);
+        tracing::info!("ready");
+    }
+}

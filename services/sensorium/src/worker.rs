@@ -1,0 +1,139 @@
+//! `sensorium worker`: holds models, for the gateways of a cluster. It only wires.
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use sensorium_actors::admission::Admission;
+use sensorium_actors::supervision::tree::Tree;
+use sensorium_actors::worker::registrar::Registrar;
+use sensorium_actors::worker::{Options, Worker};
+use sensorium_cluster::membership::{Membership, Registration, Role};
+use sensorium_gateway::health::Readiness;
+use sensorium_gateway::server;
+use sensorium_plane::{Fleet, LocalMember, Member};
+use sensorium_runtime::signal::Shutdown;
+use sensorium_runtime::telemetry;
+use sensorium_worker::TchLoader;
+
+use crate::config::{Config, ConfigArgs};
+use crate::node::{self, Serving};
+use crate::serve::{BROKEN_DRAIN_SECONDS, EXIT_BROKEN};
+
+/// Serves until a signal, or until an operator asks for a drain.
+pub async fn run(args: ConfigArgs) -> anyhow::Result<ExitCode> {
+    if args.supervised {
+        return crate::parent::run().await;
+    }
+    let config = args.read()?;
+    let mut shutdown = Shutdown::listen()?;
+    let membership = node::membership(&config)?;
+    let telemetry = telemetry::init()?;
+    sensorium_actors::metrics::describe();
+    let listener = server::bind(config.listen).await?;
+    let side = server::bind(config.http.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8102)))).await?;
+    let listening = listener.local_addr()?;
+    let name = node::name(&config, "worker", listening.port());
+    let address = node::reachable(listening, &config.advertise);
+
+    let registration = node::registration(&config, Role::Worker, &name, address, side.local_addr()?);
+    let member = Arc::new(start(&config, &membership, registration, Tree::default()).await?);
+    let readiness = {
+        let worker = member.worker().clone();
+        Readiness::new(move || !worker.has_lost_a_required_model())
+    };
+    let admission = Admission::new(config.limits.max_inflight);
+    let serving = {
+        let (member, admission) = (member.clone(), admission.clone());
+        let fleet = alone(&membership, &member, Tree::default());
+        Serving::start(&config, side, &readiness, &telemetry, move |told| async move {
+            Ok(sensorium_plane::serve(member, admission, fleet, listener, None, node::stopped(told)).await?)
+        })
+    };
+
+    let loaded = tokio::select! {
+        loaded = load(&member, &config, |_, _| ()) => Some(loaded),
+        _ = shutdown.wait() => None,
+    };
+    let mut broken = false;
+    if let Some(loaded) = loaded {
+        loaded?;
+        readiness.set(true);
+        tracing::info!(worker = name, address = %listening, "ready");
+        tokio::select! {
+            signal = shutdown.wait() => tracing::info!(signal, "draining"),
+            () = member.asked_to_drain() => tracing::info!("an operator asks for it, draining"),
+            reason = member.worker().failed(config.compute.max_hung_threads) => {
+                tracing::error!(reason, "giving up, to be started anew");
+                broken = true;
+            }
+        }
+    }
+
+    readiness.set(false);
+    member.registrar().draining().await;
+    tokio::time::sleep(Duration::from_millis(config.drain_notice_ms)).await;
+    let seconds = if broken { config.drain_seconds.min(BROKEN_DRAIN_SECONDS) } else { config.drain_seconds };
+    node::drain(&admission, seconds).await;
+    member.registrar().withdraw().await;
+    serving.stop().await?;
+    tracing::info!("drained");
+    telemetry.flush();
+    Ok(if broken { ExitCode::from(EXIT_BROKEN) } else { ExitCode::SUCCESS })
+}
+
+/// A worker in this process, registered.
+pub async fn start(
+    config: &Config,
+    membership: &Membership,
+    registration: Registration,
+    tree: Tree,
+) -> anyhow::Result<LocalMember> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let or_cores = |threads: usize| if threads == 0 { cores } else { threads };
+    let intra_op_threads = or_cores(config.compute.intra_op_threads).min(cores);
+    let options = Options {
+        name: registration.node.clone(),
+        repository: config.repository.clone(),
+        concurrent_calls: cores / intra_op_threads,
+        decode_threads: or_cores(config.compute.decode_threads),
+    };
+    let loader = Arc::new(TchLoader::new(sensorium_worker::Options { intra_op_threads }));
+    let worker = Worker::start(options, loader, tree).await?;
+    let registrar = Registrar::start(&worker, membership.register(registration));
+    Ok(LocalMember::new(worker, registrar))
+}
+
+/// A fleet of this worker alone; `tree` is of the actors beside it.
+pub fn alone(membership: &Membership, member: &Arc<LocalMember>, tree: Tree) -> Fleet {
+    let own = member.clone();
+    let make = move |registration: &Registration| {
+        (registration.node == **own.worker().name()).then(|| own.clone() as Arc<dyn Member>)
+    };
+    Fleet::new(membership, Arc::new(make), tree)
+}
+
+/// Loads the models that are wanted, those that others read from first. A model that is not required may fail.
+pub async fn load(member: &LocalMember, config: &Config, told: impl Fn(&str, Duration)) -> anyhow::Result<()> {
+    let repository = member.worker().repository();
+    let mut entries = repository.list()?;
+    if !config.models.is_empty() {
+        for wanted in &config.models {
+            repository.get(wanted)?;
+        }
+        entries.retain(|entry| config.models.contains(&entry.name));
+    }
+    entries.sort_by_key(|entry| entry.manifest.as_ref().is_ok_and(|manifest| manifest.upstream.is_some()));
+    for entry in entries {
+        let started = Instant::now();
+        let required = entry.manifest.as_ref().map_or(true, |manifest| manifest.required);
+        match member.load_model(&entry.name, None).await {
+            Ok(()) => told(&entry.name, started.elapsed()),
+            Err(error) if required => return Err(error).with_context(|| format!("model {}", entry.name)),
+            Err(error) => tracing::error!(model = entry.name, %error, "optional model left out"),
+        }
+    }
+    Ok(())
+}
