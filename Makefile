@@ -32,6 +32,18 @@ build: setup ## Builds the release binary.
 run: build ## Sets up, builds and serves the default model pack.
 	@$(with_env) exec "$(binary)" serve --supervised
 
+.PHONY: cluster
+cluster: setup-tests build ## Starts etcd, two gateways and three workers on this machine.
+	@$(with_env) cluster/local/cluster.sh up "$(binary)"
+
+.PHONY: cluster-roll
+cluster-roll: ## Restarts every gateway and worker of it, one after the other.
+	@$(with_env) cluster/local/cluster.sh roll
+
+.PHONY: cluster-down
+cluster-down: ## Stops exactly those.
+	@cluster/local/cluster.sh down
+
 .PHONY: test
 test: setup-tests ## Sets up and passes all tests.
 	@# all at once: a package built alone has other features, and all it depends on would be compiled again

@@ -1,0 +1,111 @@
+#!/usr/bin/env bash
+# A cluster on this machine: etcd, two gateways and three workers, each a process of its own, on loopback.
+#
+#   cluster.sh up BINARY   starts it, shows it come up, and leaves it running
+#   cluster.sh roll        restarts every worker and gateway, one after the other, each drained first
+#   cluster.sh down        stops exactly those processes
+#
+# Process ids, logs and etcd's data lie in ${SENSORIUM_CLUSTER:-~/.cache/sensorium/cluster}.
+set -euo pipefail
+
+folder=${SENSORIUM_CLUSTER:-${SENSORIUM_CACHE:-$HOME/.cache/sensorium}/cluster}
+etcd=http://127.0.0.1:2379
+
+say() { printf 'cluster: %s\n' "$*"; }
+fail() { say "$*" >&2; exit 1; }
+
+# A process is ours if it still runs under the id that we noted, with the command that we started.
+runs() { [[ -e $folder/$1.pid ]] && kill -0 "$(cat "$folder/$1.pid")" 2> /dev/null; }
+
+start() {
+    local name=$1
+    shift
+    if runs "$name"; then return; fi
+    nohup "$@" > "$folder/$name.log" 2>&1 < /dev/null &
+    echo $! > "$folder/$name.pid"
+}
+
+# await NAME URL: until it answers, or has ended.
+await() {
+    for _ in $(seq 1200); do
+        if curl --silent --fail --output /dev/null "$2"; then
+            say "$1 is ready"
+            return
+        fi
+        runs "$1" || fail "$1 has ended: $(tail -n 3 "$folder/$1.log")"
+        sleep 0.1
+    done
+    fail "$1 is not ready after two minutes; see $folder/$1.log"
+}
+
+worker() { # NUMBER ZONE MODELS
+    start "worker-$1" "$binary" worker --name "worker-$1" --listen "127.0.0.1:81$1" --http "127.0.0.1:82$1" \
+        --zone "$2" --models "$3" --etcd "$etcd" --set compute.intra_op_threads=1
+}
+
+gateway() { # NUMBER ZONE PORT
+    start "gateway-$1" "$binary" gateway --name "gateway-$1" --grpc "127.0.0.1:$3" --http "127.0.0.1:$(($3 + 1))" \
+        --zone "$2" --etcd "$etcd"
+}
+
+seeing_and_reading=identity,minilm,prompt-guard,efficientnet-lite0,open-nsfw,smollm2-135m
+hearing=identity,minilm,silero-vad,whisper-base,whisper-tiny-en
+
+up() {
+    binary=$1
+    [[ -x $binary ]] || fail "there is no binary at $binary"
+    mkdir -p "$folder"
+    echo "$binary" > "$folder/binary"
+    start etcd etcd --name sensorium --data-dir "$folder/etcd" --listen-client-urls "$etcd" \
+        --advertise-client-urls "$etcd" --listen-peer-urls http://127.0.0.1:2380 \
+        --initial-advertise-peer-urls http://127.0.0.1:2380 --initial-cluster sensorium=http://127.0.0.1:2380
+    await etcd "$etcd/health"
+    worker 01 a "$seeing_and_reading"
+    worker 02 a "$hearing"
+    worker 03 b "$seeing_and_reading,silero-vad,whisper-tiny-en"
+    gateway 1 a 8001
+    gateway 2 b 8011
+    for number in 01 02 03; do await "worker-$number" "http://127.0.0.1:82$number/readyz"; done
+    await gateway-1 http://127.0.0.1:8002/readyz
+    await gateway-2 http://127.0.0.1:8012/readyz
+    "$binary" status
+    say "up; try: $binary infer --text 'Hello', $binary status --watch, $binary drain worker-03"
+}
+
+stop() {
+    if ! runs "$1"; then return; fi
+    kill -TERM "$(cat "$folder/$1.pid")"
+    for _ in $(seq 400); do
+        runs "$1" || break
+        sleep 0.1
+    done
+    if runs "$1"; then kill -KILL "$(cat "$folder/$1.pid")"; fi
+    rm -f "$folder/$1.pid"
+    say "$1 stopped"
+}
+
+down() {
+    for name in gateway-1 gateway-2 worker-01 worker-02 worker-03 etcd; do stop "$name"; done
+}
+
+roll() {
+    binary=$(cat "$folder/binary")
+    for number in 01 02 03; do
+        stop "worker-$number"
+        case $number in
+            01) worker 01 a "$seeing_and_reading" ;;
+            02) worker 02 a "$hearing" ;;
+            03) worker 03 b "$seeing_and_reading,silero-vad,whisper-tiny-en" ;;
+        esac
+        await "worker-$number" "http://127.0.0.1:82$number/readyz"
+    done
+    stop gateway-1 && gateway 1 a 8001 && await gateway-1 http://127.0.0.1:8002/readyz
+    stop gateway-2 && gateway 2 b 8011 && await gateway-2 http://127.0.0.1:8012/readyz
+}
+
+case ${1:-} in
+    up) up "${2:?the binary}" ;;
+    roll) roll ;;
+    down) down ;;
+    *) sed -n '2,8s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 2 ;;
+esac
