@@ -7,7 +7,7 @@ use hyper_util::client::legacy::Client as Hyper;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use sensorium_proto::admin::admin_client::AdminClient;
-use sensorium_proto::admin::{Actor, GetActorTreeRequest, RestartActorRequest};
+use sensorium_proto::admin::{Actor, GetActorTreeRequest, GetClusterRequest, GetClusterResponse, RestartActorRequest};
 use sensorium_proto::inference::grpc_inference_service_client::GrpcInferenceServiceClient;
 use sensorium_proto::inference::*;
 use sensorium_proto::v1::sensorium_client::SensoriumClient;
@@ -125,6 +125,11 @@ impl Client {
         found.unwrap_or_else(|| panic!("no actor '{end}' among\n{}", paths())).clone()
     }
 
+    /// The cluster, as a gateway sees it.
+    pub async fn cluster(&self) -> Result<GetClusterResponse, Status> {
+        Ok(self.admin.clone().get_cluster(GetClusterRequest {}).await?.into_inner())
+    }
+
     /// Restarts the actor at `path`.
     pub async fn restart(&self, path: &str) -> Result<(), Status> {
         let request = RestartActorRequest { path: path.to_owned() };
@@ -142,14 +147,19 @@ impl crate::Server {
 
     /// The sum of all series of a metric whose labels hold each of `labels`, such as `model="minilm"`.
     pub async fn metric(&self, name: &str, labels: &[&str]) -> f64 {
-        let text = self.metrics().await;
-        let values = text.lines().filter(|line| !line.starts_with('#')).filter_map(|line| {
-            let (series, value) = line.rsplit_once(' ')?;
-            let of_name = series.strip_prefix(name)?;
-            let ours =
-                (of_name.is_empty() || of_name.starts_with('{')) && labels.iter().all(|label| of_name.contains(label));
-            ours.then(|| value.parse::<f64>().ok()).flatten()
-        });
-        values.sum()
+        metric(self.http, name, labels).await
     }
+}
+
+/// The sum of all series of a metric at an HTTP side whose labels hold each of `labels`.
+pub(crate) async fn metric(http: SocketAddr, name: &str, labels: &[&str]) -> f64 {
+    let (_, text) = within(get(http, "/metrics")).await.expect("/metrics");
+    let values = text.lines().filter(|line| !line.starts_with('#')).filter_map(|line| {
+        let (series, value) = line.rsplit_once(' ')?;
+        let of_name = series.strip_prefix(name)?;
+        let ours =
+            (of_name.is_empty() || of_name.starts_with('{')) && labels.iter().all(|label| of_name.contains(label));
+        ours.then(|| value.parse::<f64>().ok()).flatten()
+    });
+    values.sum()
 }

@@ -6,8 +6,10 @@
 
 mod ask;
 mod client;
+mod cluster;
 mod http;
 mod load;
+mod process;
 mod refusal;
 mod repository;
 pub mod samples;
@@ -18,11 +20,13 @@ use std::time::Duration;
 
 pub use ask::{Ask, Given, chaos};
 pub use client::{Client, within};
+pub use cluster::{Cluster, Etcd, Node};
 pub use http::get;
 pub use load::{Load, eventually};
+pub use process::{Exit, Process};
 pub use refusal::Refusal;
 pub use repository::Repository;
-pub use server::{Exit, Server, ServerOptions};
+pub use server::{Server, ServerOptions};
 
 /// What no answer may take, on a slow machine under load: past it something hangs.
 pub const PATIENCE: Duration = Duration::from_secs(300);

@@ -1,33 +1,15 @@
 //! The real binary on free ports.
 
-use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use tempfile::NamedTempFile;
-
+use crate::process::{Exit, Process, clean};
 use crate::{Client, Repository, get};
 
 /// How long a server may take to be ready: the whole pack, on a machine that is busy.
 const READY: Duration = Duration::from_secs(180);
-/// How long a server may take to stop before it is killed.
-const STOP: Duration = Duration::from_secs(10);
-
-/// Runs the server, says its process id, and ends it when the pipe on its own input closes: however a test process
-/// ends, it leaves no server behind.
-const WRAPPER: &str = r#"
-exec 3<&0
-"$@" </dev/null >&2 3<&- &
-server=$!
-echo "$server"
-exec >&2
-{ cat <&3 >/dev/null; kill -TERM "$server"; } 2>/dev/null &
-exec 3<&-
-wait "$server"
-"#;
-
 /// How a server is started.
 pub struct ServerOptions {
     repository: Repository,
@@ -74,24 +56,13 @@ impl ServerOptions {
     }
 }
 
-/// How a server ended.
-#[derive(Debug)]
-pub struct Exit {
-    /// Its exit code; `None` if a signal ended it.
-    pub code: Option<i32>,
-    /// What it wrote.
-    pub log: String,
-}
-
 /// A server that lives as long as this value.
 pub struct Server {
     /// Where gRPC listens.
     pub grpc: SocketAddr,
     /// Where HTTP listens.
     pub http: SocketAddr,
-    wrapper: Child,
-    process: u32,
-    log: NamedTempFile,
+    process: Process,
     _repository: Repository,
 }
 
@@ -101,9 +72,7 @@ impl Server {
         let mut server = Self::spawn(options);
         let until = Instant::now() + READY;
         loop {
-            if let Some(status) = server.wrapper.try_wait().expect("the server's status") {
-                panic!("the server ended with {status} before it was ready:\n{}", server.log());
-            }
+            server.process.must_run();
             if get(server.http, "/readyz").await.is_ok_and(|(status, _)| status == 200) {
                 return server;
             }
@@ -115,29 +84,22 @@ impl Server {
     /// Starts a server and does not wait.
     pub fn spawn(options: ServerOptions) -> Self {
         let (grpc, http) = (free_address(), free_address());
-        let log = NamedTempFile::new().expect("a file for the server's log");
-        let mut command = Command::new("sh");
-        command.arg("-c").arg(WRAPPER).arg("sh").arg(binary()).arg("serve");
-        command.args(["--grpc", &grpc.to_string(), "--http", &http.to_string(), "--repository"]);
-        command.arg(options.repository.path());
+        let mut arguments = vec!["serve".to_owned()];
+        let mut with = |name: &str, value: String| arguments.extend([name.to_owned(), value]);
+        with("--grpc", grpc.to_string());
+        with("--http", http.to_string());
+        with("--repository", options.repository.path().display().to_string());
         if !options.models.is_empty() {
-            command.args(["--models", &options.models.join(",")]);
-        }
-        if options.supervised {
-            command.arg("--supervised");
+            with("--models", options.models.join(","));
         }
         for (key, value) in &options.settings {
-            command.args(["--set", &format!("{key}={value}")]);
+            with("--set", format!("{key}={value}"));
         }
-        clean(&mut command);
-        command.envs(options.environment);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log.reopen().expect("the log, once more"));
-        let mut wrapper = command.spawn().expect("a shell");
-        let mut line = String::new();
-        let output = wrapper.stdout.take().expect("the shell's output");
-        BufReader::new(output).read_line(&mut line).expect("the server's process id");
-        let process = line.trim().parse().unwrap_or_else(|_| panic!("'{line}' is no process id"));
-        Self { grpc, http, wrapper, process, log, _repository: options.repository }
+        if options.supervised {
+            arguments.push("--supervised".to_owned());
+        }
+        let process = Process::spawn(&binary(), &arguments, &options.environment);
+        Self { grpc, http, process, _repository: options.repository }
     }
 
     /// Clients of all services, over a connection of their own.
@@ -147,68 +109,22 @@ impl Server {
 
     /// What the server wrote so far.
     pub fn log(&self) -> String {
-        std::fs::read_to_string(self.log.path()).unwrap_or_default()
+        self.process.log()
     }
 
     /// Resident memory, in bytes.
     pub fn resident_bytes(&self) -> u64 {
-        let path = format!("/proc/{}/status", self.process);
-        let status = std::fs::read_to_string(path).expect("the server runs");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
-        let kilobytes = line.split_whitespace().next().and_then(|number| number.parse::<u64>().ok());
-        kilobytes.expect("a number of kB") * 1024
+        self.process.resident_bytes()
     }
 
     /// Asks the server to stop, as an orchestrator would.
     pub fn terminate(&self) {
-        self.signal("TERM");
+        self.process.signal("TERM");
     }
 
     /// Waits for the end; panics if it does not come in time.
-    pub async fn wait(mut self, patience: Duration) -> Exit {
-        let until = Instant::now() + patience;
-        loop {
-            if let Some(status) = self.wrapper.try_wait().expect("the server's status") {
-                return Exit { code: code(status), log: self.log() };
-            }
-            assert!(Instant::now() < until, "the server still runs after {patience:?}:\n{}", self.log());
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    }
-
-    fn signal(&self, name: &str) {
-        let kill = format!("kill -{name} {}", self.process);
-        // a server that has ended needs no signal
-        let _ = Command::new("sh").args(["-c", &kill]).stderr(Stdio::null()).status();
-    }
-}
-
-/// A shell says 128 + n for a process that signal n ended.
-fn code(status: ExitStatus) -> Option<i32> {
-    status.code().filter(|code| *code < 128)
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            // into the captured output of the test that failed
-            let log = self.log();
-            let tail = log.char_indices().rev().nth(6000).map_or(0, |(at, _)| at);
-            let _ = writeln!(std::io::stderr(), "end of the server's log:\n{}", &log[tail..]);
-        }
-        if let Ok(Some(_)) = self.wrapper.try_wait() {
-            return;
-        }
-        self.terminate();
-        let until = Instant::now() + STOP;
-        while Instant::now() < until {
-            if let Ok(Some(_)) = self.wrapper.try_wait() {
-                return;
-            }
-            std::thread::park_timeout(Duration::from_millis(10));
-        }
-        self.signal("KILL");
-        let _ = self.wrapper.wait();
+    pub async fn wait(self, patience: Duration) -> Exit {
+        self.process.wait(patience).await
     }
 }
 
@@ -224,16 +140,6 @@ pub(crate) fn binary() -> PathBuf {
     path
 }
 
-/// The test's own variables, and those of whoever runs it, must not configure the server.
-fn clean(command: &mut Command) {
-    for (name, _) in std::env::vars_os() {
-        let text = name.to_string_lossy();
-        if text.starts_with("SENSORIUM_") || text.starts_with("OTEL_") || text == "RUST_LOG" {
-            command.env_remove(&name);
-        }
-    }
-}
-
 impl Server {
     /// Runs a verb of the binary, such as `actors tree`, and gives its exit code, output and errors.
     pub async fn verb(arguments: &[&str]) -> (Option<i32>, String, String) {
@@ -247,7 +153,7 @@ impl Server {
     }
 }
 
-fn free_address() -> SocketAddr {
+pub(crate) fn free_address() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     listener.local_addr().expect("its address")
 }

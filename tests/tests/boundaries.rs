@@ -44,13 +44,17 @@ fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
 }
 
 /// Our own crates that a member may name.
-const ARROWS: [(&str, &[&str]); 10] = [
+const ARROWS: [(&str, &[&str]); 11] = [
     ("proto", &[]),
     ("cluster", &["sensorium-proto"]),
     ("actors", &["sensorium-cluster", "sensorium-media", "sensorium-proto"]),
     ("actors/media", &[]),
     ("services/runtime", &[]),
-    ("services/gateway", &["sensorium-actors", "sensorium-cluster", "sensorium-proto", "sensorium-runtime"]),
+    ("services/plane", &["sensorium-actors", "sensorium-cluster", "sensorium-proto"]),
+    (
+        "services/gateway",
+        &["sensorium-actors", "sensorium-cluster", "sensorium-plane", "sensorium-proto", "sensorium-runtime"],
+    ),
     ("services/worker", &["sensorium-actors", "sensorium-cluster", "sensorium-proto", "sensorium-runtime"]),
     (
         "services/sensorium",
@@ -58,6 +62,7 @@ const ARROWS: [(&str, &[&str]); 10] = [
             "sensorium-actors",
             "sensorium-cluster",
             "sensorium-gateway",
+            "sensorium-plane",
             "sensorium-proto",
             "sensorium-runtime",
             "sensorium-worker",
@@ -79,12 +84,13 @@ fn our_crates_point_one_way() {
 }
 
 /// What a member never holds.
-const NEVER: [(&str, &[&str]); 8] = [
+const NEVER: [(&str, &[&str]); 9] = [
     ("proto", &["ractor", "tch", "tokio", "axum"]),
     ("cluster", &["ractor", "tonic", "tonic-health", "tonic-reflection", "axum", "tch"]),
     ("actors", &["tonic", "tonic-prost", "tonic-health", "tonic-types", "axum", "tch"]),
     ("actors/media", &["ractor", "tokio", "tonic", "tch"]),
     ("services/runtime", &["ractor", "tonic", "tch"]),
+    ("services/plane", &["ractor", "tch"]),
     ("services/gateway", &["ractor", "tch"]),
     ("loadtest", &["ractor", "tch"]),
     ("tests", &["ractor", "tch"]),

@@ -4,6 +4,7 @@
 mod contents;
 mod health;
 mod http;
+mod keys;
 mod limits;
 mod mistakes;
 mod reflection;

@@ -39,7 +39,7 @@ async fn a_muted_sense_is_never_computed() {
     let client = server.client().await;
     let mut parts = three_parts();
     parts.remove(1);
-    let mute = vec![Emphasis { modality: Modality::Audio.into(), weight: None, mute: true }];
+    let mute = vec![Emphasis { modality: Modality::Audio.into(), weight: None, mute: true, budget_ms: None }];
     let muted = UnderstandRequest { emphasis: mute, ..asked(parts.clone()) };
     let events = understand(&client, muted).await.unwrap();
     let audio = branch(result(&events), Modality::Audio);

@@ -120,7 +120,8 @@ async fn three_senses_speak_and_the_answer_streams() {
 async fn weight_moves_the_contribution() {
     let client = client().await;
     let with = async |weight: f64| {
-        let emphasis = vec![Emphasis { modality: Modality::Image.into(), weight: Some(weight), mute: false }];
+        let emphasis =
+            vec![Emphasis { modality: Modality::Image.into(), weight: Some(weight), mute: false, budget_ms: None }];
         let parts = three_parts();
         let request = UnderstandRequest { parts, emphasis, no_answer: true, ..UnderstandRequest::default() };
         let events = understand(&client, request).await.unwrap();
@@ -148,7 +149,12 @@ async fn parts_at_fault_are_named() {
     let twice = vec![part(Content::Text("a".to_owned())), part(Content::Text("b".to_owned()))];
     Refusal::of(understand(&client, of(twice)).await).blames("parts[1]", &["at most one"]);
     let weighted = |weight| UnderstandRequest {
-        emphasis: vec![Emphasis { modality: Modality::Text.into(), weight: Some(weight), mute: false }],
+        emphasis: vec![Emphasis {
+            modality: Modality::Text.into(),
+            weight: Some(weight),
+            mute: false,
+            budget_ms: None,
+        }],
         ..of(vec![part(Content::Text("a".to_owned()))])
     };
     for weight in [-1.0, f64::NAN, f64::INFINITY] {

@@ -1,0 +1,215 @@
+//! A cluster on one machine: a real etcd, gateways and workers, each a process of its own.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+use crate::process::Process;
+use crate::server::{binary, free_address};
+use crate::{Client, Repository, get, within};
+
+/// How long a node may take to be ready.
+const READY: Duration = Duration::from_secs(120);
+
+/// A program of Debian's packages.
+fn program(name: &str) -> PathBuf {
+    let folders = ["/usr/bin", "/usr/sbin", "/usr/local/bin"];
+    let found = folders.iter().map(|folder| Path::new(folder).join(name)).find(|path| path.is_file());
+    found.unwrap_or_else(|| panic!("{name} is not installed: `make setup-tests` installs it"))
+}
+
+/// etcd, whose data outlive its process.
+pub struct Etcd {
+    folder: TempDir,
+    client: SocketAddr,
+    peer: SocketAddr,
+    process: Option<Process>,
+}
+
+impl Etcd {
+    /// Starts it, empty.
+    pub async fn start() -> Self {
+        let folder = TempDir::new().expect("a folder");
+        let mut etcd = Self { folder, client: free_address(), peer: free_address(), process: None };
+        etcd.resume().await;
+        etcd
+    }
+
+    /// Its URL.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.client)
+    }
+
+    /// Kills it.
+    pub async fn stop(&mut self) {
+        if let Some(process) = self.process.take() {
+            process.signal("KILL");
+            process.wait(Duration::from_secs(10)).await;
+        }
+    }
+
+    /// Forgets all that it was told; to be called while it is stopped.
+    pub fn forget(&self) {
+        std::fs::remove_dir_all(self.folder.path().join("data")).expect("etcd's data");
+    }
+
+    /// Starts it again, at the same place.
+    pub async fn resume(&mut self) {
+        let (client, peer) = (self.url(), format!("http://{}", self.peer));
+        let data = self.folder.path().join("data").display().to_string();
+        let arguments = [
+            ("--name", "one"),
+            ("--data-dir", &data),
+            ("--listen-client-urls", &client),
+            ("--advertise-client-urls", &client),
+            ("--listen-peer-urls", &peer),
+            ("--initial-advertise-peer-urls", &peer),
+            ("--initial-cluster", &format!("one={peer}")),
+        ];
+        let arguments: Vec<String> =
+            arguments.iter().flat_map(|(name, value)| [(*name).to_owned(), (*value).to_owned()]).collect();
+        let mut process = Process::spawn(&program("etcd"), &arguments, &[]);
+        let until = Instant::now() + READY;
+        while !get(self.client, "/health").await.is_ok_and(|(_, body)| body.contains("true")) {
+            process.must_run();
+            assert!(Instant::now() < until, "etcd is not healthy:\n{}", process.log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        self.process = Some(process);
+    }
+}
+
+/// A gateway or a worker.
+pub struct Node {
+    /// Its name.
+    pub name: String,
+    /// Where gRPC listens.
+    pub grpc: SocketAddr,
+    /// Where HTTP listens.
+    pub http: SocketAddr,
+    /// The process.
+    pub process: Process,
+    arguments: Vec<String>,
+}
+
+impl Node {
+    fn spawn(role: &str, name: &str, listen: &str, arguments: Vec<String>) -> Self {
+        let (grpc, http) = (free_address(), free_address());
+        let own = [role, "--name", name, listen, &grpc.to_string(), "--http", &http.to_string()];
+        let arguments: Vec<String> = own.iter().map(|&own| own.to_owned()).chain(arguments).collect();
+        let process = Process::spawn(&binary(), &arguments, &[]);
+        Self { name: name.to_owned(), grpc, http, process, arguments }
+    }
+
+    /// Waits until it is ready.
+    pub async fn ready(&mut self) {
+        let until = Instant::now() + READY;
+        while !get(self.http, "/readyz").await.is_ok_and(|(status, _)| status == 200) {
+            self.process.must_run();
+            assert!(Instant::now() < until, "{} is not ready:\n{}", self.name, self.process.log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Starts it again at the same place, whatever has become of it.
+    pub fn resurrect(&mut self) {
+        self.process.signal("KILL");
+        self.process = Process::spawn(&binary(), &self.arguments, &[]);
+    }
+
+    /// Clients of all services, over a connection of their own.
+    pub async fn client(&self) -> Client {
+        Client::connect(self.grpc).await
+    }
+
+    /// The sum of all series of a metric whose labels hold each of `labels`.
+    pub async fn metric(&self, name: &str, labels: &[&str]) -> f64 {
+        crate::client::metric(self.http, name, labels).await
+    }
+}
+
+/// etcd, gateways and workers.
+pub struct Cluster {
+    /// Where they are registered.
+    pub etcd: Etcd,
+    /// `gateway-0`, `gateway-1`, …
+    pub gateways: Vec<Node>,
+    /// `worker-0`, `worker-1`, …
+    pub workers: Vec<Node>,
+    repository: Repository,
+    settings: Vec<(String, String)>,
+}
+
+impl Cluster {
+    /// etcd alone, for nodes that serve `repository`.
+    pub async fn new(repository: Repository) -> Self {
+        let settings = vec![
+            ("register.lease_seconds".to_owned(), "2".to_owned()),
+            ("compute.intra_op_threads".to_owned(), "1".to_owned()),
+            ("drain_notice_ms".to_owned(), "200".to_owned()),
+        ];
+        Self { etcd: Etcd::start().await, gateways: Vec::new(), workers: Vec::new(), repository, settings }
+    }
+
+    /// So many gateways and workers, ready.
+    pub async fn start(repository: Repository, gateways: usize, workers: usize) -> Self {
+        let mut cluster = Self::new(repository).await;
+        (0..workers).for_each(|_| cluster.add_worker(&[]));
+        (0..gateways).for_each(|_| cluster.add_gateway());
+        cluster.ready().await;
+        cluster
+    }
+
+    /// A key for all nodes that are added from now on.
+    #[must_use]
+    pub fn set(mut self, key: &str, value: &str) -> Self {
+        self.settings.push((key.to_owned(), value.to_owned()));
+        self
+    }
+
+    fn arguments(&self) -> Vec<String> {
+        let settings = self.settings.iter().flat_map(|(key, value)| ["--set".to_owned(), format!("{key}={value}")]);
+        ["--etcd".to_owned(), self.etcd.url()].into_iter().chain(settings).collect()
+    }
+
+    /// One more gateway; it is not waited for.
+    pub fn add_gateway(&mut self) {
+        let name = format!("gateway-{}", self.gateways.len());
+        self.gateways.push(Node::spawn("gateway", &name, "--grpc", self.arguments()));
+    }
+
+    /// One more worker, with further arguments; it is not waited for.
+    pub fn add_worker(&mut self, more: &[&str]) {
+        let name = format!("worker-{}", self.workers.len());
+        let repository = ["--repository".to_owned(), self.repository.path().display().to_string()];
+        let arguments = self.arguments().into_iter().chain(repository).chain(more.iter().map(|&more| more.to_owned()));
+        self.workers.push(Node::spawn("worker", &name, "--listen", arguments.collect()));
+    }
+
+    /// Waits until all nodes are ready, and every gateway sees every worker.
+    pub async fn ready(&mut self) {
+        for node in self.workers.iter_mut().chain(&mut self.gateways) {
+            node.ready().await;
+        }
+        let workers: Vec<String> = self.workers.iter().map(|worker| worker.name.clone()).collect();
+        for gateway in &self.gateways {
+            self.seen_by(gateway, &workers).await;
+        }
+    }
+
+    /// Waits until a gateway sees exactly these workers, all with their models ready.
+    pub async fn seen_by(&self, gateway: &Node, workers: &[String]) {
+        let client = gateway.client().await;
+        crate::eventually("the gateway sees the workers", async || {
+            let cluster = within(client.cluster()).await.ok()?;
+            let seen: Vec<_> = cluster.nodes.iter().filter(|node| node.role == "worker").collect();
+            let ready = |node: &sensorium_proto::admin::Node| {
+                workers.contains(&node.name) && node.models.iter().all(|model| model.state == "READY")
+            };
+            (seen.len() == workers.len() && seen.iter().all(|node| ready(node))).then_some(())
+        })
+        .await;
+    }
+}

@@ -1,0 +1,103 @@
+//! Workers that die, freeze, or never come back.
+
+use std::time::{Duration, Instant};
+
+use sensorium_proto::inference::ModelStreamInferResponse;
+use sensorium_tests::{Ask, Cluster, Given, Repository, eventually};
+
+use super::{cluster, load, none_failed};
+
+#[tokio::test]
+async fn a_killed_worker_fails_no_request() {
+    let mut cluster = cluster(1, 2).await;
+    let client = cluster.gateways[0].client().await;
+    let load = load(&client);
+    load.answers(50).await;
+    cluster.workers[0].process.signal("KILL");
+    let killed = Instant::now();
+    load.answers(1).await;
+    println!("next answer {:?} after the kill", killed.elapsed());
+    load.answers(100).await;
+    // it comes back under the same name, as another process
+    cluster.workers[0].resurrect();
+    cluster.ready().await;
+    load.answers(50).await;
+    none_failed(load).await;
+    let retries = cluster.gateways[0].metric("sensorium_retries_total", &[]).await;
+    println!("{retries} retries");
+}
+
+#[tokio::test]
+async fn a_frozen_worker_fails_no_request() {
+    let cluster = cluster(1, 2).await;
+    let client = cluster.gateways[0].client().await;
+    let load = load(&client);
+    load.answers(50).await;
+    cluster.workers[0].process.signal("STOP");
+    load.answers(100).await;
+    tokio::time::sleep(Duration::from_secs(4)).await; // longer than keep-alive and lease
+    load.answers(50).await;
+    cluster.workers[0].process.signal("CONT");
+    let gateway = &cluster.gateways[0];
+    cluster.seen_by(gateway, &["worker-0".to_owned(), "worker-1".to_owned()]).await;
+    load.answers(50).await;
+    none_failed(load).await;
+}
+
+#[tokio::test]
+async fn the_last_worker_of_a_model_leaves_it_unavailable_not_unknown() {
+    let mut cluster = cluster(1, 1).await;
+    let client = cluster.gateways[0].client().await;
+    let ask = || Ask::of("identity").fp32("INPUT0", &[1, 16], &[0.0; 16]).deadline(2000);
+    client.infer(ask()).await.unwrap();
+    cluster.workers[0].process.signal("KILL");
+    eventually("the lease runs out", async || {
+        let status = client.infer(ask()).await.err()?;
+        assert_ne!(status.code(), tonic::Code::NotFound, "{status:?}");
+        (status.code() == tonic::Code::Unavailable && status.message().contains("no worker")).then_some(())
+    })
+    .await;
+    cluster.workers[0].resurrect();
+    cluster.ready().await;
+    eventually("it answers again", async || client.infer(ask()).await.ok()).await;
+}
+
+fn text(answers: &[ModelStreamInferResponse]) -> String {
+    let pieces = answers.iter().map(|answer| {
+        assert_eq!(answer.error_message, "");
+        Given(answer.infer_response.clone().unwrap()).one_text("text")
+    });
+    pieces.collect()
+}
+
+#[tokio::test]
+async fn a_generation_goes_on_elsewhere() {
+    let repository = Repository::new().with(&["smollm2-135m"]);
+    let mut cluster = Cluster::start(repository, 1, 2).await;
+    let client = cluster.gateways[0].client().await;
+    let ask = || {
+        Ask::prompt("Write a long story about a ship.", 160).set("raw", false).set("temperature", 0.8).set("seed", 11)
+    };
+    let whole = text(&client.stream(ask()).await.unwrap());
+    let writing = async || {
+        let cluster = client.cluster().await.unwrap();
+        let route = cluster.routes.into_iter().find(|route| route.model == "smollm2-135m").unwrap();
+        route.workers.into_iter().find(|worker| worker.in_flight > 0).map(|worker| worker.worker)
+    };
+    eventually("the first is over", async || writing().await.is_none().then_some(())).await;
+
+    let broken = tokio::spawn({
+        let client = client.clone();
+        async move { client.stream(ask()).await }
+    });
+    // the worker that writes is the one with a call in work
+    let writing = eventually("somebody writes", writing).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let at = cluster.workers.iter().position(|worker| worker.name == writing).unwrap();
+    cluster.workers[at].process.signal("KILL");
+    let again = text(&broken.await.unwrap().unwrap());
+    let retries = cluster.gateways[0].metric("sensorium_retries_total", &["smollm2-135m"]).await;
+    assert!(retries >= 1.0, "the worker was not lost in the middle");
+    assert_eq!(whole, again, "the same seed, the same continuation");
+    cluster.workers[at].resurrect();
+}
