@@ -121,10 +121,8 @@ impl Call {
         match error {
             Error::Exhausted { retry_after, .. } => seen.overloaded(*retry_after),
             Error::Unavailable { reason: "DRAINING", .. } => seen.refuses(),
-            Error::Unavailable { .. } | Error::Internal(_) => {
-                if seen.failed() >= CONSECUTIVE_FAILURES {
-                    self.route.tell(Message::Failing(self.candidate.client.name().to_owned()));
-                }
+            Error::Unavailable { .. } | Error::Internal(_) if seen.failed() >= CONSECUTIVE_FAILURES => {
+                self.route.tell(Message::Failing(self.candidate.client.name().to_owned()));
             }
             _ => {}
         }

@@ -22,12 +22,16 @@ use crate::statistics;
 /// Makes a member of a registration; `None` for one that is not to be called.
 pub type Make = Arc<dyn Fn(&Registration) -> Option<Arc<dyn Member>> + Send + Sync>;
 
+/// By name, each with the registration that it was made of.
+type Members = BTreeMap<String, (Registration, Arc<dyn Member>)>;
+
+/// Start of a worker, model, version.
 type Described = (String, String, u64);
 
 /// A cheap handle to all workers.
 #[derive(Clone)]
 pub struct Fleet {
-    members: Arc<RwLock<BTreeMap<String, (Registration, Arc<dyn Member>)>>>,
+    members: Arc<RwLock<Members>>,
     make: Make,
     membership: Membership,
     /// Actors of this process that are no worker's.

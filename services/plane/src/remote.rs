@@ -48,8 +48,6 @@ pub struct Dial {
     pub keep_alive_timeout: Duration,
     /// Bytes of an answer at most.
     pub max_message_bytes: usize,
-    /// Adds TLS to an endpoint, as the certificates are now.
-    pub tls: Option<Arc<dyn Fn(Endpoint) -> Result<Endpoint, tonic::transport::Error> + Send + Sync>>,
 }
 
 impl Default for Dial {
@@ -59,7 +57,6 @@ impl Default for Dial {
             keep_alive: Duration::from_secs(1),
             keep_alive_timeout: Duration::from_secs(2),
             max_message_bytes: 256 << 20,
-            tls: None,
         }
     }
 }
@@ -80,9 +77,8 @@ impl RemoteMember {
     /// If the address is none.
     pub fn new(name: &str, address: &str, dial: &Dial, link: watch::Receiver<Link>) -> Result<Arc<Self>> {
         let bad = |error: &dyn std::fmt::Display| Error::Internal(format!("address '{address}' of {name}: {error}"));
-        let scheme = if dial.tls.is_some() { "https" } else { "http" };
-        let endpoint = Endpoint::from_shared(format!("{scheme}://{address}")).map_err(|error| bad(&error))?;
-        let mut endpoint = endpoint
+        let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|error| bad(&error))?;
+        let endpoint = endpoint
             .connect_timeout(Duration::from_secs(1))
             .tcp_nodelay(true)
             .http2_keep_alive_interval(dial.keep_alive)
@@ -90,9 +86,6 @@ impl RemoteMember {
             .keep_alive_while_idle(true)
             .initial_stream_window_size(1 << 20)
             .initial_connection_window_size(8 << 20);
-        if let Some(tls) = &dial.tls {
-            endpoint = tls(endpoint).map_err(|error| bad(&error))?;
-        }
         let channels: Vec<Channel> = (0..dial.connections.max(1)).map(|_| endpoint.connect_lazy()).collect();
         let reachable = Arc::new(AtomicBool::new(true));
         tokio::spawn(probe(channels[0].clone(), Arc::downgrade(&reachable), link));

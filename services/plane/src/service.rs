@@ -126,7 +126,6 @@ pub async fn serve(
     admission: Admission,
     fleet: Fleet,
     listener: TcpListener,
-    tls: Option<tonic::transport::ServerTlsConfig>,
     shutdown: impl Future<Output = ()>,
 ) -> std::result::Result<(), tonic::transport::Error> {
     let (health, health_service) = tonic_health::server::health_reporter();
@@ -134,15 +133,11 @@ pub async fn serve(
     let worker = WorkerServer::new(WorkerService::new(member, admission))
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(usize::MAX);
-    let mut builder = tonic::transport::Server::builder()
+    tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(Duration::from_secs(10)))
         .http2_keepalive_timeout(Some(Duration::from_secs(5)))
         .initial_stream_window_size(1 << 20)
-        .initial_connection_window_size(8 << 20);
-    if let Some(tls) = tls {
-        builder = builder.tls_config(tls)?;
-    }
-    builder
+        .initial_connection_window_size(8 << 20)
         .add_service(worker)
         .add_service(AdminServer::new(AdminService::new(fleet, None)))
         .add_service(health_service)

@@ -49,7 +49,7 @@ pub async fn run(args: ConfigArgs) -> anyhow::Result<ExitCode> {
         let (member, admission) = (member.clone(), admission.clone());
         let fleet = alone(&membership, &member, Tree::default());
         Serving::start(&config, side, &readiness, &telemetry, move |told| async move {
-            Ok(sensorium_plane::serve(member, admission, fleet, listener, None, node::stopped(told)).await?)
+            Ok(sensorium_plane::serve(member, admission, fleet, listener, node::stopped(told)).await?)
         })
     };
 
