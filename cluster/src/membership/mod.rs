@@ -1,6 +1,6 @@
 //! Who is there: nodes register what they are and hold, gateways watch.
 //!
-//! In etcd a registration is a key on a lease, renewed for as long as its node lives ([`etcd`]). The embedded twin keeps
+//! In etcd a registration is a key on a lease, renewed for as long as its node lives ([`Etcd`]). The embedded twin keeps
 //! the register in the process. Either way the view is the last one known: an outage of etcd makes it stale, never
 //! empty.
 
