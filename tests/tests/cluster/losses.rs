@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use sensorium_proto::inference::ModelStreamInferResponse;
-use sensorium_tests::{Ask, Cluster, Given, Repository, eventually};
+use sensorium_tests::{Ask, Cluster, Given, Repository, chaos, eventually};
 
 use super::{cluster, load, none_failed};
 
@@ -100,4 +100,52 @@ async fn a_generation_goes_on_elsewhere() {
     assert!(retries >= 1.0, "the worker was not lost in the middle");
     assert_eq!(whole, again, "the same seed, the same continuation");
     cluster.workers[at].resurrect();
+}
+
+#[tokio::test]
+async fn a_killed_gateway_is_replaced_by_the_other() {
+    let cluster = cluster(2, 1).await;
+    let (first, second) = (cluster.gateways[0].client().await, cluster.gateways[1].client().await);
+    let mut turned = 0;
+    for turn in 0..60 {
+        let ask = || Ask::of("identity").fp32("INPUT0", &[1, 16], &[turn as f32; 16]).deadline(20_000);
+        if turn == 20 {
+            cluster.gateways[0].process.signal("KILL");
+        }
+        // as a client with two addresses does
+        let answer = match first.infer(ask()).await {
+            Ok(answer) => answer,
+            Err(_) => {
+                turned += 1;
+                second.infer(ask()).await.unwrap()
+            }
+        };
+        assert_eq!(answer.fp32("OUTPUT0")[0], turn as f32);
+    }
+    assert!(turned >= 39, "{turned} requests turned to the second gateway");
+}
+
+#[tokio::test]
+async fn a_hedged_model_does_not_wait_for_a_frozen_worker() {
+    let hedged = ("routing.hedge_percentile", "90.0");
+    let repository = Repository::new().chaos("hedged", &[hedged]);
+    let cluster = Cluster::start(repository, 1, 2).await;
+    let client = cluster.gateways[0].client().await;
+    let ask = || chaos("hedged", 0.0, 1.0).deadline(20_000);
+    // a percentile needs something to be taken of
+    for _ in 0..150 {
+        client.infer(ask()).await.unwrap();
+    }
+    // one caller alone is served by the quicker of the two
+    let told = client.cluster().await.unwrap();
+    let route = told.routes.into_iter().find(|route| route.model == "hedged").unwrap();
+    let quicker = route.workers.into_iter().min_by(|a, b| a.latency_seconds.total_cmp(&b.latency_seconds)).unwrap();
+    let quicker = cluster.workers.iter().find(|worker| worker.name == quicker.worker).unwrap();
+    quicker.process.signal("STOP");
+    for _ in 0..30 {
+        client.infer(ask()).await.unwrap();
+    }
+    let hedges = cluster.gateways[0].metric("sensorium_hedges_total", &["hedged"]).await;
+    assert!(hedges >= 1.0, "nobody was asked a second time");
+    quicker.process.signal("CONT");
 }
