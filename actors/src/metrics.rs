@@ -158,6 +158,11 @@ pub fn describe() {
     spread!("sensorium_request_duration_seconds", Unit::Seconds, "Time of a request in the worker");
     count!("sensorium_requests_total", "Requests by their status code");
     count!("sensorium_actor_restarts_total", "Actors started again, by kind");
+    count!("sensorium_retries_total", "Calls that were tried again, by what had become of the one before");
+    count!("sensorium_retry_budget_exhausted_total", "Calls that were not tried again, to spare the workers");
+    count!("sensorium_hedges_total", "Calls made beside one that took long");
+    count!("sensorium_ejections_total", "Workers that nobody called for a while, after failures in a row");
+    level!("sensorium_ejected_workers", "Workers that nobody calls at the moment");
     level!("sensorium_inflight_requests", "Requests admitted and not yet answered");
     count!("sensorium_admission_refused_total", "Requests refused at the door");
     spread!("sensorium_door_duration_seconds", Unit::Seconds, "Time of a request from the door to its answer");

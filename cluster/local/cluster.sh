@@ -50,6 +50,26 @@ gateway() { # NUMBER ZONE PORT
 
 seeing_and_reading=identity,minilm,prompt-guard,efficientnet-lite0,open-nsfw,smollm2-135m
 hearing=identity,minilm,silero-vad,whisper-base,whisper-tiny-en
+workers=(worker-01 worker-02 worker-03)
+gateways=(gateway-1 gateway-2)
+
+launch() { # NAME
+    case $1 in
+        worker-01) worker 01 a "$seeing_and_reading" ;;
+        worker-02) worker 02 a "$hearing" ;;
+        worker-03) worker 03 b "$seeing_and_reading,silero-vad,whisper-tiny-en" ;;
+        gateway-1) gateway 1 a 8001 ;;
+        gateway-2) gateway 2 b 8011 ;;
+    esac
+}
+
+ready() { # NAME
+    case $1 in
+        worker-*) await "$1" "http://127.0.0.1:82${1#worker-}/readyz" ;;
+        gateway-1) await "$1" http://127.0.0.1:8002/readyz ;;
+        gateway-2) await "$1" http://127.0.0.1:8012/readyz ;;
+    esac
+}
 
 up() {
     binary=$1
@@ -60,14 +80,9 @@ up() {
         --advertise-client-urls "$etcd" --listen-peer-urls http://127.0.0.1:2380 \
         --initial-advertise-peer-urls http://127.0.0.1:2380 --initial-cluster sensorium=http://127.0.0.1:2380
     await etcd "$etcd/health"
-    worker 01 a "$seeing_and_reading"
-    worker 02 a "$hearing"
-    worker 03 b "$seeing_and_reading,silero-vad,whisper-tiny-en"
-    gateway 1 a 8001
-    gateway 2 b 8011
-    for number in 01 02 03; do await "worker-$number" "http://127.0.0.1:82$number/readyz"; done
-    await gateway-1 http://127.0.0.1:8002/readyz
-    await gateway-2 http://127.0.0.1:8012/readyz
+    local name
+    for name in "${workers[@]}" "${gateways[@]}"; do launch "$name"; done
+    for name in "${workers[@]}" "${gateways[@]}"; do ready "$name"; done
     "$binary" status
     say "up; try: $binary infer --text 'Hello', $binary status --watch, $binary drain worker-03"
 }
@@ -85,22 +100,18 @@ stop() {
 }
 
 down() {
-    for name in gateway-1 gateway-2 worker-01 worker-02 worker-03 etcd; do stop "$name"; done
+    local name
+    for name in "${gateways[@]}" "${workers[@]}" etcd; do stop "$name"; done
 }
 
 roll() {
     binary=$(cat "$folder/binary")
-    for number in 01 02 03; do
-        stop "worker-$number"
-        case $number in
-            01) worker 01 a "$seeing_and_reading" ;;
-            02) worker 02 a "$hearing" ;;
-            03) worker 03 b "$seeing_and_reading,silero-vad,whisper-tiny-en" ;;
-        esac
-        await "worker-$number" "http://127.0.0.1:82$number/readyz"
+    local name
+    for name in "${workers[@]}" "${gateways[@]}"; do
+        stop "$name"
+        launch "$name"
+        ready "$name"
     done
-    stop gateway-1 && gateway 1 a 8001 && await gateway-1 http://127.0.0.1:8002/readyz
-    stop gateway-2 && gateway 2 b 8011 && await gateway-2 http://127.0.0.1:8012/readyz
 }
 
 case ${1:-} in

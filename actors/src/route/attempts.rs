@@ -22,9 +22,9 @@ const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
 /// The tries of one request.
-pub struct Attempts<'a> {
-    route: &'a Arc<Route>,
-    zone: &'a str,
+pub struct Attempts {
+    route: Arc<Route>,
+    zone: Arc<str>,
     /// The version that answers.
     pub version: u64,
     /// How requests for it are routed.
@@ -63,34 +63,19 @@ fn again(error: &Error, policy: &Policy) -> Again {
     }
 }
 
-impl<'a> Attempts<'a> {
+impl Attempts {
     /// The tries of `request`.
     ///
     /// # Errors
     /// `NotFound` if nobody holds the version, `Unavailable` if nobody holds the model any more.
-    pub fn new(route: &'a Arc<Route>, zone: &'a str, request: &Request, context: &Context) -> Result<Self> {
-        let table = route.table();
-        let Some(newest) = table.newest() else {
-            return Err(Error::Unavailable {
-                reason: "NO_WORKER",
-                message: format!("no worker holds {}", route.model),
-                retry_after: Duration::from_secs(1),
-            });
-        };
-        let version = request.version.unwrap_or(newest);
-        let Some(policy) = table.policy(version) else {
-            let known: Vec<String> = table.versions().map(|version| version.to_string()).collect();
-            return Err(Error::NotFound {
-                what: format!("version {version} of model '{}'", route.model),
-                known: format!("loaded are {}", known.join(", ")),
-            });
-        };
+    pub fn new(route: Arc<Route>, zone: Arc<str>, request: &Request, context: &Context) -> Result<Self> {
+        let (version, policy) = route.resolve(request.version, |held| (held.version, held.policy.clone()))?;
         let pauses = ExponentialBuilder::new().with_min_delay(FIRST_PAUSE).with_max_delay(LONGEST_PAUSE);
         Ok(Self {
             route,
             zone,
             version,
-            policy: policy.clone(),
+            policy,
             tried: Vec::new(),
             tries: 0,
             pauses: pauses.with_jitter().without_max_times().build(),
@@ -99,11 +84,15 @@ impl<'a> Attempts<'a> {
         })
     }
 
+    /// A call to a worker that has not been tried.
     fn pick(&self) -> Result<Call> {
-        let wish =
-            Wish { version: self.version, zone: self.zone, tried: &self.tried, budget: self.budget, size: self.size };
+        self.pick_beside(&self.tried, self.budget)
+    }
+
+    fn pick_beside(&self, tried: &[String], budget: Option<f64>) -> Result<Call> {
+        let wish = Wish { version: self.version, zone: &self.zone, tried, budget, size: self.size };
         let candidate = self.route.table().pick(&self.route.model, &wish, &mut rand::rng())?;
-        Ok(Call::start(self.route, candidate, self.size))
+        Ok(Call::start(&self.route, candidate, self.size))
     }
 
     /// Tries until there is an answer, or a failure that is final.
@@ -191,14 +180,11 @@ impl<'a> Attempts<'a> {
         let Some(after) = self.hedge_after() else { return first.await };
         let second = async {
             tokio::time::sleep(after).await;
-            let tried = [call.candidate.client.name().to_owned()];
-            let wish = Wish { version: self.version, zone: self.zone, tried: &tried, ..Wish::default() };
-            let candidate = self.route.table().pick(&self.route.model, &wish, &mut rand::rng()).ok();
-            let Some(candidate) = candidate.filter(|_| self.route.withdraw()) else {
+            let hedge = self.pick_beside(&[call.candidate.client.name().to_owned()], None).ok();
+            let Some(hedge) = hedge.filter(|_| self.route.withdraw()) else {
                 return std::future::pending().await;
             };
             metrics::counter!("sensorium_hedges_total", "model" => self.route.model.clone()).increment(1);
-            let hedge = Call::start(self.route, candidate, self.size);
             note(&hedge, hedge.candidate.client.infer(request, context)).await
         };
         // the loser is dropped, and with it cancelled

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use ractor::ActorRef;
+use sensorium_cluster::membership::Held;
 use tokio::time::Instant;
 use tower::retry::budget::{Budget, TpsBudget};
 
@@ -14,7 +15,7 @@ use super::actor::{CONSECUTIVE_FAILURES, Message};
 use super::candidate::Candidate;
 use super::hedge::Latencies;
 use super::table::Table;
-use crate::error::Error;
+use crate::error::{Error, Result};
 
 /// Retries may add this share to the requests of the last ten seconds…
 const RETRY_SHARE: f32 = 0.1;
@@ -51,6 +52,30 @@ impl Route {
     /// The table as it is.
     pub fn table(&self) -> Arc<Table> {
         self.table.load_full()
+    }
+
+    /// Reads of the version that answers, as its best holder has it: the one that is asked for, or the newest of those that
+    /// are held best.
+    ///
+    /// # Errors
+    /// `NotFound` if nobody holds it, `Unavailable` if nobody holds the model any more.
+    pub fn resolve<T>(&self, asked: Option<u64>, read: impl FnOnce(&Held) -> T) -> Result<T> {
+        let table = self.table.load();
+        let Some(newest) = table.newest() else {
+            return Err(Error::Unavailable {
+                reason: "NO_WORKER",
+                message: format!("no worker holds {}", self.model),
+                retry_after: Duration::from_secs(1),
+            });
+        };
+        let version = asked.unwrap_or(newest);
+        table.held(version).map(read).ok_or_else(|| {
+            let known: Vec<String> = table.versions().map(|version| version.to_string()).collect();
+            Error::NotFound {
+                what: format!("version {version} of model '{}'", self.model),
+                known: format!("loaded are {}", known.join(", ")),
+            }
+        })
     }
 
     /// The actor has a new table.

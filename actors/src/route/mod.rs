@@ -117,7 +117,7 @@ impl Router {
         }
         context.permits(&request.model)?;
         let route = self.route(&request.model)?;
-        let mut attempts = Attempts::new(&route, &self.zone, request, context)?;
+        let mut attempts = Attempts::new(route, self.zone.clone(), request, context)?;
         context.bound("waiting for the worker", attempts.infer(request, context)).await
     }
 
@@ -136,25 +136,16 @@ impl Router {
         }
         context.permits(&request.model)?;
         let route = self.route(&request.model)?;
-        let zone = self.zone.clone();
-        let mut attempts = Attempts::new(&route, &zone, &request, &context)?;
+        let mut attempts = Attempts::new(route, self.zone.clone(), &request, &context)?;
         if attempts.policy.resume && !request.parameters.0.contains_key("seed") {
             // who goes on must draw what who began would have drawn
             request.parameters.set("seed", Parameter::Uint(rand::random()));
         }
         request.version = Some(attempts.version);
         let opened = context.bound("waiting for the worker", attempts.open(&request, &context)).await?;
-        drop(attempts);
         Ok(Box::pin(async_stream::stream! {
             let (mut call, mut replies) = opened;
             let mut told = Resume::default();
-            let mut attempts = match Attempts::new(&route, &zone, &request, &context) {
-                Ok(attempts) => attempts,
-                Err(error) => {
-                    yield Err(error);
-                    return;
-                }
-            };
             loop {
                 let next = context.bound("streaming", async { replies.next().await.transpose() }).await;
                 let error = match next {
@@ -209,10 +200,7 @@ impl Router {
     /// # Errors
     /// `NotFound` with the names that exist, `Unavailable` if nobody holds the model any more.
     pub fn held(&self, model: &str, version: Option<u64>) -> Result<Held> {
-        let route = self.route(model)?;
-        let request = Request { version, ..Request::of_bytes(model, "", "") };
-        let version = Attempts::new(&route, &self.zone, &request, &Context::default())?.version;
-        route.table().held(version).cloned().ok_or_else(|| Error::lost(model))
+        self.route(model)?.resolve(version, Held::clone)
     }
 
     /// How long a request of this size can be expected to take, from what calls have told of late; nothing if they have

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rand::Rng;
-use sensorium_cluster::membership::{Held, Policy};
+use sensorium_cluster::membership::Held;
 
 use super::candidate::Candidate;
 use crate::error::{Error, Result};
@@ -96,11 +96,6 @@ impl Table {
     /// Versions that anybody holds, ascending.
     pub fn versions(&self) -> impl Iterator<Item = u64> {
         self.versions.iter().map(|(version, _)| *version)
-    }
-
-    /// How requests for a version are routed: as any of its holders says.
-    pub fn policy(&self, version: u64) -> Option<&Policy> {
-        self.candidates.iter().find_map(|candidate| candidate.holds(version)).map(|held| &held.policy)
     }
 
     /// The version as its best holder has it.

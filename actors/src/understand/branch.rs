@@ -32,8 +32,9 @@ impl Understanding {
             return Ok(Branch::silent(modality, model, State::Muted, "muted by the request"));
         }
         let started = Instant::now();
-        let (deadline, budget) = self.budget(model, input.emphasis(modality).budget, deadline);
-        let chosen = match self.choose(model, input.size(modality), budget) {
+        let policy = self.router.held(model, None).map(|held| held.policy).unwrap_or_default();
+        let (deadline, budget) = Self::budget(&policy, input.emphasis(modality).budget, deadline);
+        let chosen = match self.choose(model, &policy, input.size(modality), budget) {
             Ok(chosen) => chosen,
             Err(reason) => {
                 tracing::warn!(%modality, model, reason, "branch left out");

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use sensorium_cluster::membership::Policy;
 use tokio::time::Instant;
 
 use super::Understanding;
@@ -17,13 +18,11 @@ impl Understanding {
     /// When the branch is given up, and what is left until then: the least of its share of the deadline, what the model
     /// is given by its manifest, and what the request says.
     pub(super) fn budget(
-        &self,
-        model: &str,
+        policy: &Policy,
         asked: Option<Duration>,
         deadline: Option<Instant>,
     ) -> (Option<Instant>, Option<Duration>) {
         let now = Instant::now();
-        let policy = self.router.held(model, None).map(|held| held.policy).unwrap_or_default();
         let given = Some(policy.budget_ms).filter(|&given| given > 0).map(Duration::from_millis);
         let share = deadline.map(|deadline| deadline.saturating_duration_since(now));
         let budget = [asked, given, share].into_iter().flatten().min();
@@ -34,7 +33,13 @@ impl Understanding {
     ///
     /// # Errors
     /// Why none of them can. What nobody has measured of late is tried.
-    pub(super) fn choose(&self, model: &str, size: f64, budget: Option<Duration>) -> Result<Chosen, String> {
+    pub(super) fn choose(
+        &self,
+        model: &str,
+        policy: &Policy,
+        size: f64,
+        budget: Option<Duration>,
+    ) -> Result<Chosen, String> {
         let as_asked = || Chosen { model: model.to_owned(), reason: String::new() };
         let Some(budget) = budget else { return Ok(as_asked()) };
         let Some(expected) = self.router.expected(model, size).filter(|&expected| expected > budget) else {
@@ -42,12 +47,12 @@ impl Understanding {
         };
         let ms = |duration: Duration| duration.as_millis();
         let reason = format!("{model} was expected to take {} ms of a budget of {} ms", ms(expected), ms(budget));
-        let fallback = self.router.held(model, None).map(|held| held.policy.fallback).unwrap_or_default();
-        if fallback.is_empty() || self.router.held(&fallback, None).is_err() {
+        let fallback = &policy.fallback;
+        if fallback.is_empty() || self.router.held(fallback, None).is_err() {
             return Err(format!("not begun: {reason}"));
         }
-        match self.router.expected(&fallback, size).filter(|&expected| expected > budget) {
-            None => Ok(Chosen { reason: format!("answered by {fallback}: {reason}"), model: fallback }),
+        match self.router.expected(fallback, size).filter(|&expected| expected > budget) {
+            None => Ok(Chosen { reason: format!("answered by {fallback}: {reason}"), model: fallback.clone() }),
             Some(too) => Err(format!("not begun: {reason}, and {fallback} {} ms", ms(too))),
         }
     }

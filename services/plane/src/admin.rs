@@ -8,6 +8,7 @@ use sensorium_proto::admin::admin_server::Admin;
 use sensorium_proto::admin::*;
 use tonic::{Request, Response, Status};
 
+use crate::convert;
 use crate::error::status;
 use crate::fleet::Fleet;
 
@@ -36,9 +37,7 @@ impl Admin for AdminService {
         let path = request.into_inner().path;
         let actors = self.fleet.actors(&path).await;
         if actors.is_empty() {
-            let all: Vec<String> = self.fleet.actors("").await.into_iter().map(|actor| actor.path).collect();
-            let (what, known) = (format!("actor '{path}'"), format!("there are {}", all.join(", ")));
-            return Err(status(&Error::NotFound { what, known }));
+            return Err(status(&self.fleet.unknown_actor(&path).await));
         }
         Ok(Response::new(GetActorTreeResponse { actors }))
     }
@@ -56,8 +55,7 @@ impl Admin for AdminService {
         request: Request<GetModelCardRequest>,
     ) -> Result<Response<GetModelCardResponse>, Status> {
         let GetModelCardRequest { name, version } = request.into_inner();
-        let parsed = (!version.is_empty()).then(|| version.parse()).transpose();
-        let version = parsed.map_err(|error| status(&Error::invalid("version", error)))?;
+        let version = convert::version(&version, "version").map_err(|error| status(&error))?;
         let card = self.fleet.card(&name, version).await.map_err(|error| status(&error))?;
         Ok(Response::new(card))
     }

@@ -9,6 +9,16 @@ use sensorium_actors::tensor::{DataType, Tensor};
 use sensorium_proto::worker;
 use sensorium_proto::worker::parameter::Value;
 
+/// `""` is any version.
+pub fn version(text: &str, field: &str) -> Result<Option<u64>> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let parsed =
+        text.parse().map_err(|_| Error::invalid(field, format!("'{text}', expected a whole number or nothing")));
+    parsed.map(Some)
+}
+
 pub fn request_to(request: &Request, context: &Context) -> worker::InferRequest {
     worker::InferRequest {
         model: request.model.to_string(),

@@ -253,8 +253,12 @@ impl Fleet {
         if !self.tree.list(path).is_empty() {
             return local::restart(&self.tree, path);
         }
-        let paths: Vec<String> = self.actors("").await.into_iter().map(|actor| actor.path).collect();
-        Err(Error::NotFound { what: format!("actor '{path}'"), known: format!("there are {}", paths.join(", ")) })
+        Err(self.unknown_actor(path).await)
+    }
+
+    /// There is no actor at this path; which there are.
+    pub async fn unknown_actor(&self, path: &str) -> Error {
+        local::unknown_actor(path, self.actors("").await.into_iter().map(|actor| actor.path))
     }
 
     /// The model card of a version, from one of its holders.

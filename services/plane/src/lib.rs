@@ -20,6 +20,7 @@ pub mod status;
 mod trace;
 
 pub use admin::{AdminService, Cluster};
+pub use convert::version as parse_version;
 pub use deadline::parse as parse_deadline;
 pub use fleet::{Fleet, Make};
 pub use local::LocalMember;

@@ -151,14 +151,16 @@ pub(crate) fn actor(actor: Snapshot) -> Actor {
     }
 }
 
+/// There is no actor at this path; which there are.
+pub(crate) fn unknown_actor(path: &str, paths: impl Iterator<Item = String>) -> Error {
+    let paths: Vec<String> = paths.collect();
+    Error::NotFound { what: format!("actor '{path}'"), known: format!("there are {}", paths.join(", ")) }
+}
+
 /// Restarts an actor of this process.
 pub(crate) fn restart(tree: &Tree, path: &str) -> Result<()> {
     let Some(actor) = tree.list(path).into_iter().find(|actor| actor.path == path) else {
-        let paths: Vec<String> = tree.list("").into_iter().map(|actor| actor.path).collect();
-        return Err(Error::NotFound {
-            what: format!("actor '{path}'"),
-            known: format!("there are {}", paths.join(", ")),
-        });
+        return Err(unknown_actor(path, tree.list("").into_iter().map(|actor| actor.path)));
     };
     if !path.contains('/') {
         let message = format!("'{path}' is a root: it goes with its process");

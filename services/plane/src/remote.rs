@@ -61,13 +61,35 @@ impl Default for Dial {
     }
 }
 
+/// Whether a worker can be reached, as its calls have told.
+#[derive(Clone)]
+struct Reach {
+    worker: Arc<str>,
+    reachable: Arc<AtomicBool>,
+}
+
+impl Reach {
+    /// The worker's error, or the transport's, which makes the worker suspect.
+    fn error(&self, status: &Status, context: &Context) -> Error {
+        let error = error::from_status(&self.worker, status);
+        if let Error::Unavailable { reason: "UNREACHABLE" | "WORKER_LOST", .. } = &error {
+            if context.expired() {
+                return Error::DeadlineExceeded { stage: format!("waiting for {}", self.worker) };
+            }
+            if self.reachable.swap(false, Relaxed) {
+                tracing::warn!(worker = &*self.worker, %error, "worker is out of reach");
+            }
+        }
+        error
+    }
+}
+
 /// See the module.
 pub struct RemoteMember {
-    name: String,
     channels: Vec<Channel>,
     next: AtomicUsize,
     max_message_bytes: usize,
-    reachable: Arc<AtomicBool>,
+    reach: Reach,
 }
 
 impl RemoteMember {
@@ -89,13 +111,9 @@ impl RemoteMember {
         let channels: Vec<Channel> = (0..dial.connections.max(1)).map(|_| endpoint.connect_lazy()).collect();
         let reachable = Arc::new(AtomicBool::new(true));
         tokio::spawn(probe(channels[0].clone(), Arc::downgrade(&reachable), link));
-        Ok(Arc::new(Self {
-            name: name.to_owned(),
-            channels,
-            next: AtomicUsize::new(0),
-            max_message_bytes: dial.max_message_bytes,
-            reachable,
-        }))
+        let reach = Reach { worker: name.into(), reachable };
+        let max_message_bytes = dial.max_message_bytes;
+        Ok(Arc::new(Self { channels, next: AtomicUsize::new(0), max_message_bytes, reach }))
     }
 
     fn channel(&self) -> Channel {
@@ -112,20 +130,6 @@ impl RemoteMember {
         AdminClient::new(self.channel()).max_decoding_message_size(self.max_message_bytes)
     }
 
-    /// The worker's error, or the transport's, which makes the worker suspect.
-    fn error(&self, status: &Status, context: &Context) -> Error {
-        let error = error::from_status(&self.name, status);
-        if let Error::Unavailable { reason: "UNREACHABLE" | "WORKER_LOST", .. } = &error {
-            if context.expired() {
-                return Error::DeadlineExceeded { stage: format!("waiting for {}", self.name) };
-            }
-            if self.reachable.swap(false, Relaxed) {
-                tracing::warn!(worker = self.name, %error, "worker is out of reach");
-            }
-        }
-        error
-    }
-
     async fn ask<T>(
         &self,
         patience: Duration,
@@ -133,8 +137,8 @@ impl RemoteMember {
     ) -> Result<T> {
         match tokio::time::timeout(patience, answer).await {
             Ok(Ok(answer)) => Ok(answer.into_inner()),
-            Ok(Err(status)) => Err(self.error(&status, &Context::default())),
-            Err(_) => Err(Error::DeadlineExceeded { stage: format!("waiting for {}", self.name) }),
+            Ok(Err(status)) => Err(self.reach.error(&status, &Context::default())),
+            Err(_) => Err(Error::DeadlineExceeded { stage: format!("waiting for {}", self.reach.worker) }),
         }
     }
 }
@@ -181,17 +185,17 @@ fn outgoing(request: &Request, context: &Context) -> tonic::Request<worker::Infe
 
 impl Client for RemoteMember {
     fn name(&self) -> &str {
-        &self.name
+        &self.reach.worker
     }
 
     fn is_reachable(&self) -> bool {
-        self.reachable.load(Relaxed)
+        self.reach.reachable.load(Relaxed)
     }
 
     fn infer<'a>(&'a self, request: &'a Request, context: &'a Context) -> BoxFuture<'a, Result<Reply>> {
         async move {
             let answer = self.client().infer(outgoing(request, context)).await;
-            convert::reply_from(answer.map_err(|status| self.error(&status, context))?.into_inner())
+            convert::reply_from(answer.map_err(|status| self.reach.error(&status, context))?.into_inner())
         }
         .boxed()
     }
@@ -199,19 +203,10 @@ impl Client for RemoteMember {
     fn stream(&self, request: Request, context: Context) -> BoxFuture<'_, Result<ReplyStream>> {
         async move {
             let answer = self.client().stream(outgoing(&request, &context)).await;
-            let parts = answer.map_err(|status| self.error(&status, &context))?.into_inner();
-            let (name, reachable) = (self.name.clone(), self.reachable.clone());
+            let parts = answer.map_err(|status| self.reach.error(&status, &context))?.into_inner();
+            let reach = self.reach.clone();
             Ok(parts
-                .map(move |part| match part {
-                    Ok(message) => convert::reply_from(message),
-                    Err(status) => {
-                        let error = error::from_status(&name, &status);
-                        if matches!(error, Error::Unavailable { reason: "UNREACHABLE" | "WORKER_LOST", .. }) {
-                            reachable.store(false, Relaxed);
-                        }
-                        Err(error)
-                    }
-                })
+                .map(move |part| convert::reply_from(part.map_err(|status| reach.error(&status, &context))?))
                 .boxed())
         }
         .boxed()
@@ -224,7 +219,7 @@ impl Member for RemoteMember {
             let request = worker::DescribeRequest { model: model.to_owned(), version: version.unwrap_or(0) };
             let told = self.ask(ANSWER, self.client().describe(request)).await?;
             let manifest = serde_json::from_str(&told.manifest)
-                .map_err(|error| Error::Internal(format!("manifest of {model} at {}: {error}", self.name)))?;
+                .map_err(|error| Error::Internal(format!("manifest of {model} at {}: {error}", self.reach.worker)))?;
             Ok(Description { manifest, version: told.version, labels: told.labels })
         }
         .boxed()

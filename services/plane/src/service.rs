@@ -54,11 +54,6 @@ fn incoming(request: Request<InferRequest>) -> Result<(sensorium_actors::request
     Ok((request, context))
 }
 
-fn version(text: &str) -> Result<Option<u64>> {
-    let parsed = (!text.is_empty()).then(|| text.parse()).transpose();
-    parsed.map_err(|error| Error::invalid("version", format!("'{text}', expected a whole number: {error}")))
-}
-
 fn refuse(error: Error) -> Status {
     error::status(&error)
 }
@@ -95,7 +90,7 @@ impl Worker for WorkerService {
 
     async fn statistics(&self, request: Request<ModelStatisticsRequest>) -> Answer<ModelStatisticsResponse> {
         let request = request.into_inner();
-        let version = version(&request.version).map_err(refuse)?;
+        let version = convert::version(&request.version, "version").map_err(refuse)?;
         let model_stats = self.member.statistics(&request.name, version).await.map_err(refuse)?;
         Ok(Response::new(ModelStatisticsResponse { model_stats }))
     }

@@ -132,6 +132,13 @@ pub struct Compute {
     pub max_hung_threads: usize,
 }
 
+impl Config {
+    /// Where HTTP listens; `port` on this machine alone, if nothing is said.
+    pub fn http(&self, port: u16) -> SocketAddr {
+        self.http.unwrap_or(SocketAddr::from(([127, 0, 0, 1], port)))
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {

@@ -1,6 +1,5 @@
 //! `sensorium gateway`: the front door of a cluster. It only wires.
 
-use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,7 +23,7 @@ pub async fn run(args: ConfigArgs) -> anyhow::Result<ExitCode> {
     let telemetry = telemetry::init()?;
     sensorium_actors::metrics::describe();
     let grpc = server::bind(config.grpc).await?;
-    let side = server::bind(config.http.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8002)))).await?;
+    let side = server::bind(config.http(8002)).await?;
     let name = node::name(&config, "gateway", grpc.local_addr()?.port());
 
     let tree = Tree::default();
@@ -43,7 +42,7 @@ pub async fn run(args: ConfigArgs) -> anyhow::Result<ExitCode> {
     readiness.set(false);
     lease.update(|registration| registration.draining = true);
     tokio::time::sleep(Duration::from_millis(config.drain_notice_ms)).await;
-    node::drain(door.router.admission(), config.drain_seconds).await;
+    node::drain(door.router.admission(), &config, false).await;
     lease.withdraw().await;
     serving.stop().await?;
     tracing::info!("drained");

@@ -171,8 +171,12 @@ impl Serving {
     }
 }
 
+/// Seconds that requests in flight are given when the process is broken: what is broken finishes little.
+const BROKEN_DRAIN_SECONDS: u64 = 5;
+
 /// Refuses all that comes from now on, and waits for what is inside, but not past the deadline.
-pub async fn drain(admission: &Admission, seconds: u64) {
+pub async fn drain(admission: &Admission, config: &Config, broken: bool) {
+    let seconds = if broken { config.drain_seconds.min(BROKEN_DRAIN_SECONDS) } else { config.drain_seconds };
     if tokio::time::timeout(Duration::from_secs(seconds), admission.drain()).await.is_err() {
         tracing::warn!(in_flight = admission.in_flight(), "drain deadline passed, requests are cut off");
     }

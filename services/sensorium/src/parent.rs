@@ -13,7 +13,7 @@ use sensorium_actors::supervision::policy::{Intensity, Verdict};
 use sensorium_runtime::signal::Shutdown;
 use tokio::process::{Child, Command};
 
-use crate::serve::EXIT_BROKEN;
+use crate::worker::EXIT_BROKEN;
 
 /// Runs this binary again with the same arguments but `--supervised`, for as long as it takes.
 pub async fn run() -> anyhow::Result<ExitCode> {

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use owo_colors::OwoColorize;
 use sensorium_actors::supervision::tree::Tree;
 use sensorium_cluster::membership::{Membership, Role};
-use sensorium_gateway::health::Readiness;
 use sensorium_gateway::server::{self, Door};
 use sensorium_plane::LocalMember;
 use sensorium_runtime::signal::Shutdown;
@@ -17,12 +16,6 @@ use sensorium_runtime::telemetry;
 use crate::config::{Config, ConfigArgs, cache};
 use crate::node::{self, Serving};
 use crate::worker;
-
-/// The process has to be started anew: a device call hangs and cannot be ended, or the tree has given up.
-pub const EXIT_BROKEN: u8 = 70;
-
-/// Seconds that requests in flight are given when the process is broken.
-pub const BROKEN_DRAIN_SECONDS: u64 = 5;
 
 /// The clip that a newcomer is shown.
 const CLIP: &str = "sense_and_sensibility_01_austen_64kb-0880.wav";
@@ -37,21 +30,17 @@ pub async fn run(args: ConfigArgs) -> anyhow::Result<ExitCode> {
     let telemetry = telemetry::init()?;
     sensorium_actors::metrics::describe();
     let grpc = server::bind(config.grpc).await?;
-    let side = server::bind(config.http.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8002)))).await?;
+    let side = server::bind(config.http(8002)).await?;
     let http = side.local_addr()?;
 
     let name = if config.name.is_empty() { "sensorium-1" } else { &config.name };
     let membership = Membership::embedded();
     let registration = node::registration(&config, Role::Worker, &format!("{name}-worker"), String::new(), http);
     let member = Arc::new(worker::start(&config, &membership, registration, Tree::default()).await?);
-    let readiness = {
-        let worker = member.worker().clone();
-        Readiness::new(move || !worker.has_lost_a_required_model())
-    };
     let tree = Tree::default();
     let fleet = worker::alone(&membership, &member, tree.clone());
     let gateway = format!("{name}-gateway");
-    let door = Arc::new(node::door(&config, &gateway, &membership, fleet, tree, readiness).await?);
+    let door = Arc::new(node::door(&config, &gateway, &membership, fleet, tree, worker::readiness(&member)).await?);
     let serving = Serving::of_door(&config, side, grpc, &door, &telemetry);
 
     let loaded = tokio::select! {
@@ -61,38 +50,20 @@ pub async fn run(args: ConfigArgs) -> anyhow::Result<ExitCode> {
             None
         }
     };
-    let broken = match loaded {
-        None => None,
-        Some(loaded) => {
-            loaded?;
-            door.readiness.set(true);
-            welcome(&config, http);
-            until_asked_to_stop(&member, &config, &mut shutdown).await
-        }
-    };
+    let mut broken = false;
+    if let Some(loaded) = loaded {
+        loaded?;
+        door.readiness.set(true);
+        welcome(&config, http);
+        broken = worker::until_over(&member, &config, &mut shutdown).await;
+    }
 
     door.readiness.set(false);
-    // what is broken finishes little
-    let seconds = if broken.is_some() { config.drain_seconds.min(BROKEN_DRAIN_SECONDS) } else { config.drain_seconds };
-    node::drain(door.router.admission(), seconds).await;
+    node::drain(door.router.admission(), &config, broken).await;
     serving.stop().await?;
     tracing::info!("drained");
     telemetry.flush();
-    Ok(broken.map_or(ExitCode::SUCCESS, |()| ExitCode::from(EXIT_BROKEN)))
-}
-
-/// `Some` if the process must not go on.
-async fn until_asked_to_stop(member: &LocalMember, config: &Config, shutdown: &mut Shutdown) -> Option<()> {
-    tokio::select! {
-        signal = shutdown.wait() => {
-            tracing::info!(signal, "draining");
-            None
-        }
-        reason = member.worker().failed(config.compute.max_hung_threads) => {
-            tracing::error!(reason, "giving up, to be started anew");
-            Some(())
-        }
-    }
+    Ok(worker::exit_code(broken))
 }
 
 async fn load(door: &Door, member: &LocalMember, config: &Config) -> anyhow::Result<()> {

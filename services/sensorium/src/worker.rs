@@ -1,6 +1,5 @@
 //! `sensorium worker`: holds models, for the gateways of a cluster. It only wires.
 
-use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,7 +19,9 @@ use sensorium_worker::TchLoader;
 
 use crate::config::{Config, ConfigArgs};
 use crate::node::{self, Serving};
-use crate::serve::{BROKEN_DRAIN_SECONDS, EXIT_BROKEN};
+
+/// The process has to be started anew: a device call hangs and cannot be ended, or the tree has given up.
+pub const EXIT_BROKEN: u8 = 70;
 
 /// Serves until a signal, or until an operator asks for a drain.
 pub async fn run(args: ConfigArgs) -> anyhow::Result<ExitCode> {
@@ -33,17 +34,14 @@ pub async fn run(args: ConfigArgs) -> anyhow::Result<ExitCode> {
     let telemetry = telemetry::init()?;
     sensorium_actors::metrics::describe();
     let listener = server::bind(config.listen).await?;
-    let side = server::bind(config.http.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8102)))).await?;
+    let side = server::bind(config.http(8102)).await?;
     let listening = listener.local_addr()?;
     let name = node::name(&config, "worker", listening.port());
     let address = node::reachable(listening, &config.advertise);
 
     let registration = node::registration(&config, Role::Worker, &name, address, side.local_addr()?);
     let member = Arc::new(start(&config, &membership, registration, Tree::default()).await?);
-    let readiness = {
-        let worker = member.worker().clone();
-        Readiness::new(move || !worker.has_lost_a_required_model())
-    };
+    let readiness = readiness(&member);
     let admission = Admission::new(config.limits.max_inflight);
     let serving = {
         let (member, admission) = (member.clone(), admission.clone());
@@ -62,26 +60,42 @@ pub async fn run(args: ConfigArgs) -> anyhow::Result<ExitCode> {
         loaded?;
         readiness.set(true);
         tracing::info!(worker = name, address = %listening, "ready");
-        tokio::select! {
-            signal = shutdown.wait() => tracing::info!(signal, "draining"),
-            () = member.asked_to_drain() => tracing::info!("an operator asks for it, draining"),
-            reason = member.worker().failed(config.compute.max_hung_threads) => {
-                tracing::error!(reason, "giving up, to be started anew");
-                broken = true;
-            }
-        }
+        broken = until_over(&member, &config, &mut shutdown).await;
     }
 
     readiness.set(false);
     member.registrar().draining().await;
     tokio::time::sleep(Duration::from_millis(config.drain_notice_ms)).await;
-    let seconds = if broken { config.drain_seconds.min(BROKEN_DRAIN_SECONDS) } else { config.drain_seconds };
-    node::drain(&admission, seconds).await;
+    node::drain(&admission, &config, broken).await;
     member.registrar().withdraw().await;
     serving.stop().await?;
     tracing::info!("drained");
     telemetry.flush();
-    Ok(if broken { ExitCode::from(EXIT_BROKEN) } else { ExitCode::SUCCESS })
+    Ok(exit_code(broken))
+}
+
+/// Whether the worker's models answer, once it has been set.
+pub fn readiness(member: &LocalMember) -> Readiness {
+    let worker = member.worker().clone();
+    Readiness::new(move || !worker.has_lost_a_required_model())
+}
+
+/// Returns when the process is to end; true if it must not go on.
+pub async fn until_over(member: &LocalMember, config: &Config, shutdown: &mut Shutdown) -> bool {
+    tokio::select! {
+        signal = shutdown.wait() => tracing::info!(signal, "draining"),
+        () = member.asked_to_drain() => tracing::info!("an operator asks for it, draining"),
+        reason = member.worker().failed(config.compute.max_hung_threads) => {
+            tracing::error!(reason, "giving up, to be started anew");
+            return true;
+        }
+    }
+    false
+}
+
+/// How a process with a worker ends.
+pub fn exit_code(broken: bool) -> ExitCode {
+    if broken { ExitCode::from(EXIT_BROKEN) } else { ExitCode::SUCCESS }
 }
 
 /// A worker in this process, registered.

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use sensorium_actors::error::{Error, Result};
 use sensorium_actors::request::{NamedTensor, Parameter, Parameters, Reply, Request};
 use sensorium_actors::tensor::{DataType, Tensor};
+use sensorium_plane::parse_version;
 use sensorium_proto::inference::infer_parameter::ParameterChoice;
 use sensorium_proto::inference::model_infer_request::{InferInputTensor, InferRequestedOutputTensor};
 use sensorium_proto::inference::model_infer_response::InferOutputTensor;
@@ -35,19 +36,9 @@ pub struct Incoming {
     pub wanted: Vec<Wanted>,
 }
 
-/// `""` is any version.
-pub fn version(text: &str, field: &str) -> Result<Option<u64>> {
-    if text.is_empty() {
-        return Ok(None);
-    }
-    let parsed =
-        text.parse().map_err(|_| Error::invalid(field, format!("'{text}', expected a whole number or nothing")));
-    parsed.map(Some)
-}
-
 /// Reads a request; values stay where they are.
 pub fn decode(message: ModelInferRequest, regions: &Regions) -> Result<Incoming> {
-    let version = version(&message.model_version, "model_version")?;
+    let version = parse_version(&message.model_version, "model_version")?;
     let parameters = parameters(&message.parameters);
     let mut raw = message.raw_input_contents.into_iter();
     let raw_count = raw.len();

@@ -7,6 +7,7 @@ use futures::{Stream, StreamExt};
 use sensorium_actors::error::{Error, Result};
 use sensorium_actors::manifest::Manifest;
 use sensorium_actors::request::{Reply, ReplyStream};
+use sensorium_plane::parse_version;
 use sensorium_proto::inference::grpc_inference_service_server::GrpcInferenceService;
 use sensorium_proto::inference::infer_parameter::ParameterChoice;
 use sensorium_proto::inference::*;
@@ -93,7 +94,7 @@ impl GrpcInferenceService for InferenceService {
 
     async fn model_ready(&self, request: Request<ModelReadyRequest>) -> Answer<ModelReadyResponse> {
         let ModelReadyRequest { name, version } = request.into_inner();
-        let ready = codec::version(&version, "version").and_then(|version| {
+        let ready = parse_version(&version, "version").and_then(|version| {
             if self.door.understanding.named(&name).is_some() {
                 return Ok(true);
             }
@@ -178,7 +179,7 @@ impl GrpcInferenceService for InferenceService {
 
     async fn model_statistics(&self, request: Request<ModelStatisticsRequest>) -> Answer<ModelStatisticsResponse> {
         let ModelStatisticsRequest { name, version } = request.into_inner();
-        let version = codec::version(&version, "version").map_err(|error| from_error(&error))?;
+        let version = parse_version(&version, "version").map_err(|error| from_error(&error))?;
         let model_stats = self.door.fleet.statistics(&name, version).await.map_err(|error| from_error(&error))?;
         Ok(Response::new(ModelStatisticsResponse { model_stats }))
     }
@@ -331,7 +332,7 @@ fn failed(id: &str, error: &Error) -> ModelStreamInferResponse {
 }
 
 async fn described(door: &Door, name: &str, version: &str) -> Result<(Manifest, Vec<u64>)> {
-    let version = codec::version(version, "version")?;
+    let version = parse_version(version, "version")?;
     if let Some(understanding) = door.understanding.named(name) {
         return Ok((understanding.manifest().clone(), vec![1]));
     }
