@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::Stream;
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use crate::error::{Error, Result};
@@ -21,7 +22,7 @@ pub struct NamedTensor {
 }
 
 /// A parameter of a request or an answer.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub enum Parameter {
     Bool(bool),
@@ -32,7 +33,7 @@ pub enum Parameter {
 }
 
 /// Parameters by name.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Parameters(pub BTreeMap<String, Parameter>);
 
 impl Parameters {

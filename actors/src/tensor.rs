@@ -5,6 +5,8 @@
 //!
 //! [Open Inference Protocol]: https://github.com/kserve/open-inference-protocol
 
+mod rows;
+
 use std::fmt;
 use std::str::FromStr;
 

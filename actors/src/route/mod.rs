@@ -2,6 +2,7 @@
 
 pub mod actor;
 pub mod attempts;
+pub mod cached;
 pub mod candidate;
 pub mod client;
 pub mod front;
@@ -15,9 +16,11 @@ use dashmap::DashMap;
 use futures::StreamExt;
 use ractor::{Actor, ActorRef};
 use sensorium_cluster::bus::Bus;
+use sensorium_cluster::cache::Cache;
 use sensorium_cluster::membership::{Held, Membership, Registration};
 
 use self::attempts::Attempts;
+use self::cached::Plan;
 use self::client::Client;
 use self::handle::Route;
 use crate::admission::{Admission, Permit};
@@ -37,6 +40,8 @@ pub struct Options {
     pub name: String,
     /// Where it stands: workers of the same zone come first.
     pub zone: String,
+    /// Where answers are kept that may be given again; none: nowhere.
+    pub cache: Option<Cache>,
 }
 
 /// A worker of a model, for those who ask how it fares.
@@ -62,6 +67,7 @@ pub struct Router {
     membership: Membership,
     admission: Admission,
     zone: Arc<str>,
+    cache: Option<Cache>,
 }
 
 impl Router {
@@ -91,7 +97,13 @@ impl Router {
                 }
             }
         });
-        Ok(Self { routes, front, membership: membership.clone(), admission, zone: options.zone.into() })
+        let (zone, cache) = (options.zone.into(), options.cache);
+        Ok(Self { routes, front, membership: membership.clone(), admission, zone, cache })
+    }
+
+    /// Where answers are kept that may be given again.
+    pub fn cache(&self) -> Option<&Cache> {
+        self.cache.as_ref()
     }
 
     /// The permit at the door.
@@ -117,6 +129,22 @@ impl Router {
         }
         context.permits(&request.model)?;
         let route = self.route(&request.model)?;
+        if let Some(cache) = &self.cache {
+            let read = |held: &Held| held.policy.cached.then(|| held.namespace.clone());
+            if let Some(namespace) = route.resolve(request.version, read)?
+                && let Some(plan) = Plan::of(request, &namespace, context)?
+            {
+                let compute = |part: Request| {
+                    let route = route.clone();
+                    async move { self.compute(route, &part, context).await }
+                };
+                return context.bound("waiting for the cache", plan.answer(cache, request, compute)).await;
+            }
+        }
+        self.compute(route, request, context).await
+    }
+
+    async fn compute(&self, route: Arc<Route>, request: &Request, context: &Context) -> Result<Reply> {
         let mut attempts = Attempts::new(route, self.zone.clone(), request, context)?;
         context.bound("waiting for the worker", attempts.infer(request, context)).await
     }

@@ -1,0 +1,272 @@
+//! Answers from the cache: row by row, so that of a batch only those rows are computed that nobody has computed before.
+//!
+//! What is cached is what a model's manifest allows to (`cache = true`), never across tenants, and under the namespace of
+//! the version that answers: another version, or other files of it, find nothing of the old.
+
+mod entry;
+mod key;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use sensorium_cluster::cache::{Cache, Claim, Found, Waiter};
+
+use self::entry::Entry;
+use crate::error::{Error, Result};
+use crate::request::{Context, NamedTensor, Parameter, Reply, Request};
+use crate::tensor::Tensor;
+
+/// A request's parameter that, if false, goes past the cache.
+pub const PARAMETER: &str = "cache";
+
+/// What of a request can be looked up.
+pub struct Plan {
+    /// One per row.
+    keys: Vec<u128>,
+}
+
+impl Plan {
+    /// Nothing, if the request wants none of it, or has no rows.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if the parameter is no truth value.
+    pub fn of(request: &Request, namespace: &str, context: &Context) -> Result<Option<Self>> {
+        if !request.parameters.flag(PARAMETER)?.unwrap_or(true) || namespace.is_empty() {
+            return Ok(None);
+        }
+        Ok(key::rows(request, namespace, &context.tenant).map(|keys| Self { keys }))
+    }
+
+    /// Answers from the cache what it has, and computes the rest, all of it at once.
+    pub async fn answer<F>(self, cache: &Cache, request: &Request, compute: impl Fn(Request) -> F) -> Result<Reply>
+    where
+        F: Future<Output = Result<Reply>>,
+    {
+        let rows = self.keys.len();
+        let mut entries: Vec<Option<Bytes>> = vec![None; rows];
+        let (mut claims, mut waiters): (Vec<(usize, Claim)>, Vec<(usize, Waiter)>) = Default::default();
+        for (row, found) in cache.look_up(&self.keys).await.into_iter().enumerate() {
+            match found {
+                Found::Value(value) => entries[row] = Some(value),
+                Found::Claim(claim) => claims.push((row, claim)),
+                Found::Wait(waiter) => waiters.push((row, waiter)),
+            }
+        }
+        if !claims.is_empty() {
+            let wanted: Vec<usize> = claims.iter().map(|(row, _)| *row).collect();
+            let reply = compute(part(request, &wanted)?).await;
+            let reply = match reply {
+                Ok(reply) => reply,
+                // an error that names a row is to name the caller's
+                Err(Error::InvalidArgument { .. }) if wanted.len() < rows => {
+                    drop(claims);
+                    return compute(request.clone()).await;
+                }
+                Err(error) => return Err(error),
+            };
+            if wanted.len() == rows {
+                keep(cache, claims, &reply);
+                return Ok(reply);
+            }
+            let Some(made) = Entry::of_rows(&reply, wanted.len()) else {
+                // its answers do not belong to rows
+                drop(claims);
+                return compute(request.clone()).await;
+            };
+            let mut computed = Vec::with_capacity(made.len());
+            for ((row, claim), entry) in claims.into_iter().zip(made) {
+                let value = entry.encode();
+                entries[row] = Some(value.clone());
+                computed.push((claim, value));
+            }
+            cache.fulfil(computed);
+        }
+        for (row, waiter) in waiters {
+            entries[row] = waiter.wait().await;
+        }
+        let read: Option<Vec<Entry>> = entries.iter().map(|value| Entry::decode(value.as_ref()?)).collect();
+        match read.and_then(|read| compose(&request.model, read)) {
+            Some(reply) => Ok(reply),
+            // whoever was waited for has failed, or another build has written it
+            None => compute(request.clone()).await,
+        }
+    }
+}
+
+/// Some rows of a request.
+fn part(request: &Request, wanted: &[usize]) -> Result<Request> {
+    let all = request.inputs.first().is_some_and(|input| input.tensor.rows() == wanted.len());
+    if all {
+        return Ok(request.clone());
+    }
+    let cut = |input: &NamedTensor| -> Result<NamedTensor> {
+        let unexpected = |error: crate::tensor::Error| Error::Internal(error.to_string());
+        let rows = input.tensor.split_rows().map_err(unexpected)?;
+        let rows: Vec<Bytes> = wanted.iter().map(|&row| rows[row].clone()).collect();
+        let tail = input.tensor.shape().get(1..).unwrap_or_default();
+        let tensor = Tensor::join_rows(input.tensor.dtype(), tail, &rows).map_err(unexpected)?;
+        Ok(NamedTensor { name: input.name.clone(), tensor })
+    };
+    let inputs = request.inputs.iter().map(cut).collect::<Result<_>>()?;
+    Ok(Request { inputs, ..request.clone() })
+}
+
+/// Keeps an answer to all rows of a request, as far as it can be taken apart.
+fn keep(cache: &Cache, claims: Vec<(usize, Claim)>, reply: &Reply) {
+    if let Some(entries) = Entry::of_rows(reply, claims.len()) {
+        cache.fulfil(claims.into_iter().zip(entries).map(|((_, claim), entry)| (claim, entry.encode())).collect());
+    }
+}
+
+/// One answer from those of its rows; nothing if they do not fit together.
+fn compose(model: &Arc<str>, entries: Vec<Entry>) -> Option<Reply> {
+    let rows = entries.len();
+    let mut entries = entries.into_iter();
+    let first = entries.next()?;
+    if rows == 1 {
+        return first.into_reply(model);
+    }
+    let mut columns: Vec<Vec<Bytes>> = first.outputs.iter().map(|output| vec![output.data.clone()]).collect();
+    let mut cut = Vec::new();
+    cut.extend(first.truncated(0)?);
+    for (row, entry) in entries.enumerate() {
+        if entry.version != first.version || !entry.fits(&first) {
+            return None;
+        }
+        cut.extend(entry.truncated(row + 1)?);
+        for (column, output) in columns.iter_mut().zip(entry.outputs) {
+            column.push(output.data);
+        }
+    }
+    let outputs = first.outputs.iter().zip(&columns).map(|(output, rows)| {
+        let tail = output.shape.split_first().filter(|(count, _)| **count == 1)?.1;
+        let tensor = Tensor::join_rows(output.dtype, tail, rows).ok()?;
+        Some(NamedTensor { name: output.name.clone(), tensor })
+    });
+    let outputs = outputs.collect::<Option<Vec<_>>>()?;
+    let mut reply = Reply {
+        model: model.clone(),
+        version: first.version,
+        outputs,
+        parameters: Default::default(),
+        last: true,
+        tokens: Vec::new(),
+    };
+    if !cut.is_empty() {
+        reply.parameters.set(entry::TRUNCATED, Parameter::String(serde_json::Value::from(cut).to_string()));
+    }
+    Some(reply)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::time::Duration;
+
+    use futures::future::join_all;
+    use sensorium_cluster::cache;
+
+    use super::*;
+    use crate::request::Parameters;
+
+    fn cache() -> Cache {
+        let time_to_live = Duration::from_secs(60);
+        Cache::start(&cache::Options { near_bytes: 1 << 20, time_to_live, max_value_bytes: 1 << 16, redis: None })
+            .unwrap()
+    }
+
+    fn request(texts: &[&str]) -> Request {
+        let tensor = Tensor::from_elements(texts);
+        let inputs = vec![NamedTensor { name: "text".into(), tensor }];
+        Request { inputs, ..Request::of_bytes("m", "text", "") }
+    }
+
+    /// The lengths of the texts; those of 5 bytes and more are said to be cut. Notes what it was asked.
+    async fn lengths(asked: &Mutex<Vec<usize>>, request: Request) -> Result<Reply> {
+        let texts = request.inputs[0].tensor.elements().unwrap();
+        asked.lock().unwrap().push(texts.len());
+        tokio::task::yield_now().await;
+        if let Some(row) = texts.iter().position(|text| &text[..] == b"bad") {
+            return Err(Error::invalid(format!("text[{row}]"), "bad"));
+        }
+        let values: Vec<f32> = texts.iter().map(|text| text.len() as f32).collect();
+        let cut: Vec<_> = (0..texts.len())
+            .filter(|&row| texts[row].len() >= 5)
+            .map(|row| serde_json::json!({"row": row, "limit": 4}))
+            .collect();
+        let mut parameters = Parameters::default();
+        if !cut.is_empty() {
+            parameters.set("truncated", Parameter::String(serde_json::Value::from(cut).to_string()));
+        }
+        let tensor = Tensor::from_f32(vec![i64::try_from(values.len()).unwrap(), 1], &values).unwrap();
+        let outputs = vec![NamedTensor { name: "length".into(), tensor }];
+        Ok(Reply { model: "m".into(), version: 3, outputs, parameters, last: true, tokens: Vec::new() })
+    }
+
+    async fn ask(cache: &Cache, asked: &Mutex<Vec<usize>>, texts: &[&str]) -> Result<Reply> {
+        let request = request(texts);
+        let plan = Plan::of(&request, "n", &Context::default()).unwrap().unwrap();
+        plan.answer(cache, &request, |part| lengths(asked, part)).await
+    }
+
+    fn told(reply: &Reply) -> (Vec<f32>, Option<&str>) {
+        (reply.output("length").unwrap().to_f32().unwrap(), reply.parameters.text("truncated").unwrap())
+    }
+
+    #[tokio::test]
+    async fn only_misses_are_computed_and_the_order_is_kept() {
+        let (cache, asked) = (cache(), Mutex::default());
+        ask(&cache, &asked, &["a", "ccc"]).await.unwrap();
+        let reply = ask(&cache, &asked, &["ccc", "bb", "ccc", "fffff", "a", "fffff"]).await.unwrap();
+        let cut = r#"[{"limit":4,"row":3},{"limit":4,"row":5}]"#;
+        assert_eq!(told(&reply), (vec![3.0, 2.0, 3.0, 5.0, 1.0, 5.0], Some(cut)));
+        assert_eq!(reply.version, 3);
+        assert_eq!(*asked.lock().unwrap(), [2, 2], "bb and fffff, once each");
+        let reply = ask(&cache, &asked, &["fffff"]).await.unwrap();
+        assert_eq!(told(&reply), (vec![5.0], Some(r#"[{"limit":4,"row":0}]"#)));
+        assert_eq!(asked.lock().unwrap().len(), 2);
+    }
+
+    #[tokio::test]
+    async fn equal_requests_at_the_same_time_compute_once() {
+        let (cache, asked) = (cache(), Mutex::default());
+        let replies = join_all((0..20).map(|_| ask(&cache, &asked, &["a", "bb"]))).await;
+        assert!(replies.iter().all(|reply| told(reply.as_ref().unwrap()).0 == [1.0, 2.0]));
+        assert_eq!(*asked.lock().unwrap(), [2]);
+    }
+
+    #[tokio::test]
+    async fn errors_name_the_callers_row_and_are_not_kept() {
+        let (cache, asked) = (cache(), Mutex::default());
+        ask(&cache, &asked, &["a"]).await.unwrap();
+        for _ in 0..2 {
+            let error = ask(&cache, &asked, &["a", "bad"]).await.unwrap_err();
+            assert!(error.to_string().starts_with("text[1]"), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn nothing_crosses_tenants_namespaces_outputs_or_parameters() {
+        let (cache, asked) = (cache(), Mutex::default());
+        let plain = request(&["a"]);
+        let mut tuned = plain.clone();
+        tuned.parameters.set("p", Parameter::Int(1));
+        let chosen = Request { outputs: vec!["length".into()], ..plain.clone() };
+        let tenant = Context { tenant: "acme".into(), ..Context::default() };
+        let all = [
+            (&plain, "n", Context::default()),
+            (&plain, "n", tenant),
+            (&plain, "other", Context::default()),
+            (&tuned, "n", Context::default()),
+            (&chosen, "n", Context::default()),
+        ];
+        for (request, namespace, context) in &all {
+            let plan = Plan::of(request, namespace, context).unwrap().unwrap();
+            plan.answer(&cache, request, |part| lengths(&asked, part)).await.unwrap();
+        }
+        assert_eq!(asked.lock().unwrap().len(), all.len());
+        tuned.parameters = Parameters::default();
+        tuned.parameters.set(PARAMETER, Parameter::Bool(false));
+        assert!(Plan::of(&tuned, "n", &Context::default()).unwrap().is_none());
+    }
+}

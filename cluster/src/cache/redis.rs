@@ -1,0 +1,269 @@
+//! Redis behind the near-cache. It may be slow, hang, die or be away: no request waits for it longer than a deadline of
+//! milliseconds, and none fails by it.
+//!
+//! A task of its own connects, and connects again; until it has, all look-ups miss. Look-ups that fail or time out open a
+//! circuit breaker, and for as long as it is open nobody asks. `redis://` and `rediss://` are one server,
+//! `redis+sentinel://host:26379,host:26379/MASTER` the master that sentinels name, `redis+cluster://host:6379,host:6379` a
+//! cluster; each also as `rediss+…` with TLS.
+
+mod connect;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use bytes::Bytes;
+use metrics::Counter;
+use parking_lot::Mutex;
+use recloser::{AsyncRecloser, Recloser};
+use redis::aio::{ConnectionLike, MultiplexedConnection};
+use redis::cluster_async::ClusterConnection;
+use redis::{Cmd, Pipeline, RedisFuture, Value};
+use tokio::sync::{Notify, Semaphore};
+use tokio::time::Instant;
+
+use self::connect::Server;
+use super::Key;
+use crate::health::Health;
+
+/// Look-ups over which the breaker takes its measure.
+const MEASURED: usize = 8;
+/// Share of them that must fail before it opens.
+const FAILING: f32 = 0.5;
+/// Look-ups that are let through to see whether Redis is back.
+const PROBES: usize = 2;
+/// How long it stays open.
+const OPEN: Duration = Duration::from_secs(1);
+/// Writes under way at most; more are left out, as each can be computed again.
+const MAX_WRITES: usize = 256;
+/// A write may take so many deadlines: nobody waits for it.
+const WRITE_PATIENCE: u32 = 20;
+/// How long Redis may fail before it is connected to anew.
+const CONNECT_ANEW: Duration = Duration::from_secs(5);
+
+/// Where Redis is, and how long it is waited for.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// See the module.
+    pub url: String,
+    /// Over the URL's, if it is not empty.
+    pub password: String,
+    /// PEM of who may have signed its certificate; none: whom the system trusts.
+    pub authority: Option<Vec<u8>>,
+    /// PEM of our own certificate and key.
+    pub identity: Option<(Vec<u8>, Vec<u8>)>,
+    /// How long a look-up may take.
+    pub timeout: Duration,
+    /// What keys begin with: several clusters may share one Redis.
+    pub prefix: String,
+}
+
+/// Why Redis cannot be used as it was described.
+#[derive(Debug, thiserror::Error)]
+#[error("redis: '{url}': {message}")]
+pub struct Error {
+    /// Without its password.
+    pub url: String,
+    /// What is wrong with it, and what was expected.
+    pub message: String,
+}
+
+#[derive(Clone)]
+enum Connection {
+    One(MultiplexedConnection),
+    Cluster(ClusterConnection),
+}
+
+impl ConnectionLike for Connection {
+    fn req_packed_command<'a>(&'a mut self, command: &'a Cmd) -> RedisFuture<'a, Value> {
+        match self {
+            Self::One(connection) => connection.req_packed_command(command),
+            Self::Cluster(connection) => connection.req_packed_command(command),
+        }
+    }
+
+    fn req_packed_commands<'a>(
+        &'a mut self,
+        commands: &'a Pipeline,
+        offset: usize,
+        count: usize,
+    ) -> RedisFuture<'a, Vec<Value>> {
+        match self {
+            Self::One(connection) => connection.req_packed_commands(commands, offset, count),
+            Self::Cluster(connection) => connection.req_packed_commands(commands, offset, count),
+        }
+    }
+
+    fn get_db(&self) -> i64 {
+        match self {
+            Self::One(connection) => connection.get_db(),
+            Self::Cluster(connection) => connection.get_db(),
+        }
+    }
+}
+
+/// Why a look-up gave nothing.
+enum Failure {
+    Timeout,
+    Redis(redis::RedisError),
+}
+
+/// Redis as the cache sees it.
+pub(super) struct Far {
+    connection: Arc<ArcSwapOption<Connection>>,
+    /// The connection is to be made anew.
+    broken: Arc<Notify>,
+    breaker: AsyncRecloser,
+    writes: Arc<Semaphore>,
+    failing_since: Mutex<Option<Instant>>,
+    timeout: Duration,
+    time_to_live: Duration,
+    prefix: Vec<u8>,
+    errors: Counter,
+    timeouts: Counter,
+    rejected: Counter,
+    dropped: Counter,
+}
+
+impl Far {
+    pub(super) fn start(options: &Options, time_to_live: Duration) -> Result<Arc<Self>, Error> {
+        let server = Server::parse(options)?;
+        let breaker =
+            Recloser::custom().error_rate(FAILING).closed_len(MEASURED).half_open_len(PROBES).open_wait(OPEN).build();
+        let count = |reason| metrics::counter!("sensorium_cache_errors_total", "reason" => reason);
+        let far = Arc::new(Self {
+            connection: Arc::default(),
+            broken: Arc::default(),
+            breaker: breaker.into(),
+            writes: Arc::new(Semaphore::new(MAX_WRITES)),
+            failing_since: Mutex::new(Some(Instant::now())),
+            timeout: options.timeout,
+            time_to_live,
+            prefix: format!("{}/cache/", options.prefix).into_bytes(),
+            errors: count("error"),
+            timeouts: count("timeout"),
+            rejected: count("circuit_open"),
+            dropped: count("writes_full"),
+        });
+        tokio::spawn(connect::keep(server, Arc::downgrade(&far)));
+        Ok(far)
+    }
+
+    fn key(&self, key: Key) -> Vec<u8> {
+        [self.prefix.as_slice(), &key.to_be_bytes()].concat()
+    }
+
+    /// What Redis has of these keys, in their order; nothing at all if it does not say so in time.
+    pub(super) async fn get(&self, keys: &[Key]) -> Vec<Option<Bytes>> {
+        let mut command = redis::cmd("MGET");
+        for &key in keys {
+            command.arg(self.key(key));
+        }
+        let asked = self.ask(self.timeout, async |mut connection| command.query_async(&mut connection).await);
+        let values: Vec<Option<Bytes>> = asked.await.unwrap_or_default();
+        // an answer of another length is none
+        if values.len() == keys.len() { values } else { vec![None; keys.len()] }
+    }
+
+    /// Writes in the background.
+    pub(super) fn put(self: &Arc<Self>, values: Vec<(Key, Bytes)>) {
+        let Ok(permit) = self.writes.clone().try_acquire_owned() else {
+            self.dropped.increment(1);
+            return;
+        };
+        let this = self.clone();
+        tokio::spawn(async move {
+            let _until_written = permit;
+            let seconds = this.time_to_live.as_secs().max(1);
+            let commands = values.iter().map(|(key, value)| {
+                let mut command = redis::cmd("SET");
+                command.arg(this.key(*key)).arg(&value[..]).arg("EX").arg(seconds);
+                command
+            });
+            let commands: Vec<Cmd> = commands.collect();
+            this.ask(this.timeout * WRITE_PATIENCE, async |connection| match connection {
+                // keys of a cluster lie in different slots
+                Connection::Cluster(cluster) => {
+                    let each = commands.iter().map(|command| {
+                        let mut cluster = cluster.clone();
+                        async move { command.exec_async(&mut cluster).await }
+                    });
+                    futures::future::try_join_all(each).await.map(drop)
+                }
+                Connection::One(mut one) => {
+                    let mut pipeline = Pipeline::with_capacity(commands.len());
+                    for command in &commands {
+                        pipeline.add_command(command.clone()).ignore();
+                    }
+                    pipeline.exec_async(&mut one).await
+                }
+            })
+            .await;
+        });
+    }
+
+    /// One question, within a deadline and the breaker.
+    async fn ask<T>(
+        &self,
+        timeout: Duration,
+        question: impl AsyncFnOnce(Connection) -> Result<T, redis::RedisError>,
+    ) -> Option<T> {
+        let connection = self.connection.load_full()?;
+        let bounded = async {
+            match tokio::time::timeout(timeout, question((*connection).clone())).await {
+                Ok(answer) => answer.map_err(Failure::Redis),
+                Err(_) => Err(Failure::Timeout),
+            }
+        };
+        match self.breaker.call(bounded).await {
+            Ok(answer) => {
+                self.well();
+                Some(answer)
+            }
+            Err(recloser::Error::Rejected) => {
+                self.rejected.increment(1);
+                None
+            }
+            Err(recloser::Error::Inner(failure)) => {
+                self.failed(&failure);
+                None
+            }
+        }
+    }
+
+    fn well(&self) {
+        if let Some(since) = self.failing_since.lock().take() {
+            tracing::info!(seconds = since.elapsed().as_secs_f64(), "redis answers again");
+        }
+    }
+
+    fn failed(&self, failure: &Failure) {
+        let mut since = self.failing_since.lock();
+        let first = since.is_none();
+        let failing = since.get_or_insert_with(Instant::now).elapsed();
+        drop(since);
+        match failure {
+            Failure::Timeout => {
+                self.timeouts.increment(1);
+                if first {
+                    tracing::warn!(milliseconds = self.timeout.as_millis(), "redis does not answer in time");
+                }
+            }
+            Failure::Redis(error) => {
+                self.errors.increment(1);
+                if first {
+                    tracing::warn!(%error, "redis fails");
+                }
+            }
+        }
+        let lost = matches!(failure, Failure::Redis(error) if error.is_unrecoverable_error());
+        if lost || failing >= CONNECT_ANEW {
+            self.broken.notify_one();
+        }
+    }
+
+    /// How Redis fares.
+    pub(super) fn health(&self) -> Health {
+        self.failing_since.lock().map_or(Health::Ok, |since| Health::Down { since })
+    }
+}

@@ -1,0 +1,318 @@
+//! What jobs are made of: records that change by compare-and-swap, blobs, work queues with explicit acknowledgement, and
+//! the dead letters of what failed too often.
+//!
+//! In a cluster all of it lies in NATS JetStream ([`Nats`]): a work-queue stream per queue, a key-value bucket of records,
+//! an object store of blobs, each with an expiry. The embedded twin keeps the same on disk ([`Disk`]), so that jobs of one
+//! machine survive a restart as well. What a job *is*, neither knows.
+
+mod disk;
+mod nats;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use parking_lot::Mutex;
+use tokio::sync::broadcast;
+
+use self::disk::Disk;
+pub use self::nats::Options as Nats;
+use crate::health::Health;
+
+/// Events that a slow listener may be behind before it misses some; it looks for itself now and then.
+const EVENTS: usize = 1024;
+
+/// Why it could not be done.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    /// NATS, or the disk, cannot be reached or does not answer.
+    #[error("{0}")]
+    Unavailable(String),
+    /// A queue takes no more.
+    #[error("{0}")]
+    Full(String),
+    /// It was set up in a way that cannot work.
+    #[error("{0}")]
+    Setup(String),
+}
+
+/// A [`std::result::Result`] of this module.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// A value and how often it has changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// The value.
+    pub value: Bytes,
+    /// To be named when it is changed.
+    pub revision: u64,
+}
+
+/// What is put into a queue.
+#[derive(Clone, Debug, Default)]
+pub struct Message {
+    /// Equal ids within the last minutes are one message.
+    pub id: String,
+    /// A `traceparent`; empty: none.
+    pub trace: String,
+    /// What it says.
+    pub body: Bytes,
+}
+
+/// A message in somebody's hands. Dropped without a word it is delivered again when its time is up.
+pub struct Delivery {
+    /// The message; its id is not told.
+    pub message: Message,
+    /// How often it has been delivered, this time included.
+    pub deliveries: u64,
+    hand: Hand,
+}
+
+enum Hand {
+    Nats(Box<nats::Hand>),
+    Disk(disk::Hand),
+}
+
+impl Delivery {
+    /// It is done, and gone from the queue.
+    ///
+    /// # Errors
+    /// `Unavailable`: it may be delivered again.
+    pub async fn done(self) -> Result<()> {
+        match self.hand {
+            Hand::Nats(hand) => hand.done().await,
+            Hand::Disk(hand) => hand.done().await,
+        }
+    }
+
+    /// It takes longer; to be said more often than [`Jobs::patience`].
+    ///
+    /// # Errors
+    /// `Unavailable`: it may be delivered to somebody else.
+    pub async fn in_progress(&self) -> Result<()> {
+        match &self.hand {
+            Hand::Nats(hand) => hand.in_progress().await,
+            Hand::Disk(_) => Ok(()),
+        }
+    }
+
+    /// Gives it back, to be delivered again after a while.
+    ///
+    /// # Errors
+    /// `Unavailable`: it is delivered again all the same, when its time is up.
+    pub async fn back(self, after: Duration) -> Result<()> {
+        match self.hand {
+            Hand::Nats(hand) => hand.back(after).await,
+            Hand::Disk(hand) => hand.back(after),
+        }
+    }
+}
+
+/// A message that failed too often.
+#[derive(Clone, Debug)]
+pub struct Dead {
+    /// Its place among the dead.
+    pub sequence: u64,
+    /// What was buried.
+    pub body: Bytes,
+}
+
+enum Store {
+    Nats(Box<nats::Nats>),
+    Disk(Disk),
+}
+
+/// A cheap handle.
+#[derive(Clone)]
+pub struct Jobs {
+    store: Arc<Store>,
+    /// By subject: who listens in this process.
+    events: Arc<Mutex<HashMap<String, broadcast::Sender<String>>>>,
+}
+
+impl Jobs {
+    /// In NATS. Returns at once: it may be started before NATS.
+    ///
+    /// # Errors
+    /// `Setup` if files or URLs are not what they must be.
+    pub async fn nats(options: Nats, queues: &'static [&'static str]) -> Result<Self> {
+        let jobs = Self::of(Store::Nats(Box::new(nats::Nats::start(options, queues).await?)));
+        if let Store::Nats(nats) = &*jobs.store {
+            nats.relay(Arc::downgrade(&jobs.events));
+        }
+        Ok(jobs)
+    }
+
+    /// In a file of this machine, for this process alone.
+    ///
+    /// # Errors
+    /// `Setup` if the file cannot be used, such as when another process does.
+    pub fn disk(path: &std::path::Path, retention: Duration) -> Result<Self> {
+        Ok(Self::of(Store::Disk(Disk::open(path, retention)?)))
+    }
+
+    fn of(store: Store) -> Self {
+        Self { store: Arc::new(store), events: Arc::default() }
+    }
+
+    /// Writes a record that is not there; false if it is.
+    ///
+    /// # Errors
+    /// `Unavailable`, as for all that follow.
+    pub async fn create(&self, key: &str, value: Bytes) -> Result<bool> {
+        match &*self.store {
+            Store::Nats(nats) => nats.create(key, value).await,
+            Store::Disk(disk) => disk.create(key, value).await,
+        }
+    }
+
+    /// A record.
+    pub async fn get(&self, key: &str) -> Result<Option<Record>> {
+        match &*self.store {
+            Store::Nats(nats) => nats.get(key).await,
+            Store::Disk(disk) => disk.get(key).await,
+        }
+    }
+
+    /// Changes a record that is still at `revision`; false if it is not.
+    pub async fn update(&self, key: &str, value: Bytes, revision: u64) -> Result<bool> {
+        match &*self.store {
+            Store::Nats(nats) => nats.update(key, value, revision).await,
+            Store::Disk(disk) => disk.update(key, value, revision).await,
+        }
+    }
+
+    /// Removes a record without a trace.
+    pub async fn remove(&self, key: &str) -> Result<()> {
+        match &*self.store {
+            Store::Nats(nats) => nats.remove(key).await,
+            Store::Disk(disk) => disk.remove(key).await,
+        }
+    }
+
+    /// Keys below `prefix.`, in no order.
+    pub async fn keys(&self, prefix: &str) -> Result<Vec<String>> {
+        match &*self.store {
+            Store::Nats(nats) => nats.keys(prefix).await,
+            Store::Disk(disk) => disk.keys(prefix).await,
+        }
+    }
+
+    /// Keeps a blob under a name, over what was there.
+    pub async fn put_blob(&self, name: &str, value: Bytes) -> Result<()> {
+        match &*self.store {
+            Store::Nats(nats) => nats.put_blob(name, value).await,
+            Store::Disk(disk) => disk.put_blob(name, value).await,
+        }
+    }
+
+    /// A blob.
+    pub async fn blob(&self, name: &str) -> Result<Option<Bytes>> {
+        match &*self.store {
+            Store::Nats(nats) => nats.blob(name).await,
+            Store::Disk(disk) => disk.blob(name).await,
+        }
+    }
+
+    /// Removes a blob, if it is there.
+    pub async fn remove_blob(&self, name: &str) -> Result<()> {
+        match &*self.store {
+            Store::Nats(nats) => nats.remove_blob(name).await,
+            Store::Disk(disk) => disk.remove_blob(name).await,
+        }
+    }
+
+    /// Puts a message into a queue; returns when it is safe there.
+    ///
+    /// # Errors
+    /// `Full` if the queue takes no more.
+    pub async fn push(&self, queue: &str, message: Message) -> Result<()> {
+        match &*self.store {
+            Store::Nats(nats) => nats.push(queue, message).await,
+            Store::Disk(disk) => disk.push(queue, message).await,
+        }
+    }
+
+    /// Waits a second or so for messages, `most` at most. What the stream still holds when it is dropped is delivered
+    /// again when its time is up, so it is to be read to its end.
+    pub async fn pull(&self, queue: &str, most: usize) -> Result<BoxStream<'static, Result<Delivery>>> {
+        match &*self.store {
+            Store::Nats(nats) => nats.pull(queue, most).await,
+            Store::Disk(disk) => disk.pull(queue, most).await,
+        }
+    }
+
+    /// How long a message may be in somebody's hands before a word is heard of it.
+    pub fn patience(&self) -> Duration {
+        match &*self.store {
+            Store::Nats(nats) => nats.patience(),
+            Store::Disk(_) => Duration::from_secs(30),
+        }
+    }
+
+    /// Messages that wait in a queue or are in somebody's hands.
+    pub async fn waiting(&self, queue: &str) -> Result<u64> {
+        match &*self.store {
+            Store::Nats(nats) => nats.waiting(queue).await,
+            Store::Disk(disk) => disk.waiting(queue).await,
+        }
+    }
+
+    /// Lays a message to the dead letters.
+    pub async fn bury(&self, body: Bytes) -> Result<()> {
+        match &*self.store {
+            Store::Nats(nats) => nats.bury(body).await,
+            Store::Disk(disk) => disk.bury(body).await,
+        }
+    }
+
+    /// The dead letters from a place on, `most` at most.
+    pub async fn dead(&self, from: u64, most: usize) -> Result<Vec<Dead>> {
+        match &*self.store {
+            Store::Nats(nats) => nats.dead(from, most).await,
+            Store::Disk(disk) => disk.dead(from, most).await,
+        }
+    }
+
+    /// Takes a dead letter away; false if it is not there any more.
+    pub async fn unbury(&self, sequence: u64) -> Result<bool> {
+        match &*self.store {
+            Store::Nats(nats) => nats.unbury(sequence).await,
+            Store::Disk(disk) => disk.unbury(sequence).await,
+        }
+    }
+
+    /// Tells all processes that something has happened. It is a hint: it may be lost.
+    pub fn tell(&self, subject: &str, text: &str) {
+        match &*self.store {
+            // it comes back to this process as well
+            Store::Nats(nats) => nats.tell(subject, text),
+            Store::Disk(_) => relay(&self.events, subject, text),
+        }
+    }
+
+    /// Hints of a subject, from now on.
+    pub fn listen(&self, subject: &str) -> broadcast::Receiver<String> {
+        let mut events = self.events.lock();
+        // subjects that nobody listens to any more
+        events.retain(|_, sender| sender.receiver_count() > 0);
+        events.entry(subject.to_owned()).or_insert_with(|| broadcast::Sender::new(EVENTS)).subscribe()
+    }
+
+    /// How NATS fares.
+    pub fn health(&self) -> Health {
+        match &*self.store {
+            Store::Nats(nats) => nats.health(),
+            Store::Disk(_) => Health::Embedded,
+        }
+    }
+}
+
+fn relay(events: &Mutex<HashMap<String, broadcast::Sender<String>>>, subject: &str, text: &str) {
+    if let Some(sender) = events.lock().get(subject) {
+        // nobody listening is the usual case
+        let _ = sender.send(text.to_owned());
+    }
+}
