@@ -3,9 +3,10 @@ use std::path::PathBuf;
 
 use prost::Message;
 
-const FILES: [&str; 4] = [
+const FILES: [&str; 5] = [
     "inference/grpc_service.proto",
     "sensorium/v1/sensorium.proto",
+    "sensorium/v1/jobs.proto",
     "sensorium/admin/v1/admin.proto",
     "sensorium/worker/v1/worker.proto",
 ];

@@ -8,6 +8,7 @@ pub mod admission;
 pub mod batching;
 pub mod engine;
 pub mod error;
+pub mod jobs;
 pub mod manifest;
 pub mod metrics;
 pub mod pipeline;

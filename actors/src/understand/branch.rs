@@ -23,11 +23,7 @@ impl Understanding {
         context: &Context,
         deadline: Option<Instant>,
     ) -> Result<Branch> {
-        let model = match modality {
-            Modality::Text => &self.options().text,
-            Modality::Image => &self.options().image,
-            Modality::Audio => &self.options().audio,
-        };
+        let model = self.model(modality);
         if input.emphasis(modality).mute {
             return Ok(Branch::silent(modality, model, State::Muted, "muted by the request"));
         }
@@ -42,14 +38,7 @@ impl Understanding {
             }
         };
         let context = Context { deadline, budget, ..context.clone() };
-        let outcome = context.bound("waiting for the branch", async {
-            match modality {
-                Modality::Text => self.text(input.text.as_deref().unwrap_or_default(), &context).await,
-                Modality::Image => self.image(&chosen.model, input, &context).await,
-                Modality::Audio => self.audio(&chosen.model, input, &context).await,
-            }
-        });
-        let mut branch = match outcome.await {
+        let mut branch = match self.sense(modality, &chosen.model, input, &context).await {
             Ok(branch) => branch,
             Err(Error::InvalidArgument { message, .. }) => {
                 return Err(Error::invalid(format!("parts.{modality}"), message));
@@ -68,6 +57,30 @@ impl Understanding {
             tracing::warn!(%modality, model, reason = branch.reason, "branch left out");
         }
         Ok(branch)
+    }
+
+    /// The model of a sense.
+    pub fn model(&self, modality: Modality) -> &str {
+        match modality {
+            Modality::Text => &self.options().text,
+            Modality::Image => &self.options().image,
+            Modality::Audio => &self.options().audio,
+        }
+    }
+
+    /// What one sense says, by this model, until the deadline.
+    ///
+    /// # Errors
+    /// Whatever the models have.
+    pub async fn sense(&self, modality: Modality, model: &str, input: &Input, context: &Context) -> Result<Branch> {
+        let sensed = async {
+            match modality {
+                Modality::Text => self.text(input.text.as_deref().unwrap_or_default(), context).await,
+                Modality::Image => self.image(model, input, context).await,
+                Modality::Audio => self.audio(model, input, context).await,
+            }
+        };
+        context.bound("waiting for the branch", sensed).await
     }
 
     async fn text(&self, text: &str, context: &Context) -> Result<Branch> {

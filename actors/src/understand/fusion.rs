@@ -6,7 +6,7 @@ use super::report::{Branch, State};
 use crate::manifest::Modality;
 
 /// What two senses make of each other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
     /// They speak of the same.
@@ -73,7 +73,7 @@ impl Thresholds {
 }
 
 /// What two senses make of each other.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct Consistency {
     pub a: Modality,
@@ -84,7 +84,7 @@ pub struct Consistency {
 }
 
 /// What a sense added.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct Contribution {
     pub modality: Modality,
@@ -95,7 +95,7 @@ pub struct Contribution {
 }
 
 /// What the senses say together.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Fusion {
     /// Of length 1; empty if no branch speaks.
     pub embedding: Vec<f32>,

@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_stream::try_stream;
+use async_stream::{stream, try_stream};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
@@ -29,6 +29,7 @@ use tokio::time::Instant;
 
 use self::report::{Answer, Branch, Emphasis, Report, State, Timing};
 use self::space::LabelSpace;
+use crate::admission::Permit;
 use crate::error::{Error, Result};
 use crate::manifest::{Manifest, Modality};
 use crate::request::{Context, Parameters};
@@ -192,6 +193,14 @@ impl Understanding {
         Ok(space)
     }
 
+    /// The permit at the door, for those who ask for parts of an understanding.
+    ///
+    /// # Errors
+    /// As the door's.
+    pub fn enter(&self) -> Result<Permit> {
+        self.router.admission().enter()
+    }
+
     /// Looks, listens, reads, and answers. Events come as they happen.
     pub fn run(&self, input: Input, context: Context) -> Result<impl Stream<Item = Result<Event>> + Send + use<>> {
         let permit = self.router.admission().enter()?;
@@ -234,16 +243,33 @@ impl Understanding {
                     branches.push(branch);
                 }
             }
+            timings.push(Timing::since("branches", started));
+            let mut conclusion = std::pin::pin!(this.conclude(&input, branches, &context, (started, timings)));
+            while let Some(event) = conclusion.next().await {
+                yield event;
+            }
+        })
+    }
+
+    /// What the senses say together, and the answer. `before` is when the understanding began, and how long its stages
+    /// took so far.
+    pub fn conclude<'a>(
+        &'a self,
+        input: &'a Input,
+        mut branches: Vec<Branch>,
+        context: &'a Context,
+        (started, mut timings): (Instant, Vec<Timing>),
+    ) -> impl Stream<Item = Event> + Send + 'a {
+        stream! {
             branches.sort_by_key(|branch| branch.modality);
             let weights = |modality| input.emphasis(modality).weight;
-            let fusion = fusion::fuse(&branches, weights, &this.options.thresholds);
-            timings.push(Timing::since("branches", started));
+            let fusion = fusion::fuse(&branches, weights, &self.options.thresholds);
             yield Event::Fusion(fusion.clone());
 
             let mut answer = Answer::of(&branches);
             if !input.no_answer {
                 let writing = Instant::now();
-                let mut pieces = std::pin::pin!(this.answer(&input, &branches, &context));
+                let mut pieces = std::pin::pin!(self.answer(input, &branches, context));
                 while let Some(piece) = pieces.next().await {
                     match piece {
                         Ok(answer::Piece::Text(text)) => {
@@ -252,7 +278,10 @@ impl Understanding {
                         }
                         Ok(answer::Piece::End(end)) => answer.end(end),
                         // the senses have spoken: without an answer in words this is still one
-                        Err(error) => answer.reason = error.to_string(),
+                        Err(error) => {
+                            answer.reason = error.to_string();
+                            answer.error = Some(error);
+                        }
                     }
                 }
                 timings.push(Timing::since("answer", writing));
@@ -266,7 +295,7 @@ impl Understanding {
             });
             let degraded = missing || !answer.reason.is_empty();
             yield Event::Done(Box::new(Report { branches, fusion, answer, degraded, timings }));
-        })
+        }
     }
 
     /// When a branch is left out.

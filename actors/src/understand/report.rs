@@ -2,15 +2,16 @@
 
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::fusion::Fusion;
 use crate::batching::entry::Finish;
+use crate::error::Error;
 use crate::manifest::Modality;
 
 /// How much a modality counts.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Emphasis {
     /// Weight of the fusion, 0 or more.
     pub weight: f64,
@@ -27,7 +28,7 @@ impl Default for Emphasis {
 }
 
 /// How a branch ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
     /// It speaks.
@@ -45,7 +46,7 @@ pub enum State {
 }
 
 /// Which version of which model spoke.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct ModelRef {
     pub name: String,
@@ -53,7 +54,7 @@ pub struct ModelRef {
 }
 
 /// A class and its probability.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct Label {
     pub name: String,
@@ -61,7 +62,7 @@ pub struct Label {
 }
 
 /// Words and when they were said, in seconds.
-#[derive(Clone, Debug, Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct Segment {
     pub start: f64,
@@ -70,7 +71,7 @@ pub struct Segment {
 }
 
 /// A guard's judgement.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Guard {
     /// Who judged.
     pub model: ModelRef,
@@ -85,7 +86,7 @@ pub struct Guard {
 }
 
 /// What one sense said.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Branch {
     /// Which sense.
     pub modality: Modality,
@@ -94,16 +95,16 @@ pub struct Branch {
     /// How it ended.
     pub state: State,
     /// Why it was left out.
-    #[serde(skip_serializing_if = "String::is_empty")]
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub reason: String,
     /// Where it stands in the shared space, of length 1; empty if it does not speak.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub embedding: Vec<f32>,
     /// Top classes of an image.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub labels: Vec<Label>,
     /// Timed speech of a clip.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub segments: Vec<Segment>,
     /// What it said, in words.
     pub words: String,
@@ -135,7 +136,7 @@ impl Branch {
 }
 
 /// The answer in words.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Answer {
     /// What was written.
     pub text: String,
@@ -152,8 +153,11 @@ pub struct Answer {
     /// Tokens written.
     pub completion_tokens: u64,
     /// Why there is no answer, or not all of it.
-    #[serde(skip_serializing_if = "String::is_empty")]
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub reason: String,
+    /// The same, for those who may try again.
+    #[serde(skip)]
+    pub error: Option<Error>,
 }
 
 impl Answer {
@@ -181,7 +185,7 @@ impl Answer {
 }
 
 /// How long a stage took.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct Timing {
     pub stage: String,
@@ -196,7 +200,7 @@ impl Timing {
 }
 
 /// Everything.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Report {
     /// What each sense said, in the order text, image, audio.
     pub branches: Vec<Branch>,

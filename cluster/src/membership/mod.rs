@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 pub use self::etcd::{Credentials, Error, Etcd, Tls};
 pub use self::registration::{Held, Policy, Registration, Role};
+use crate::health::Health;
 
 /// Everybody who is registered, by name.
 pub type View = Arc<BTreeMap<String, Registration>>;
@@ -88,6 +89,15 @@ impl Membership {
     /// How the view stands to the register, and as it changes.
     pub fn link(&self) -> watch::Receiver<Link> {
         self.link.subscribe()
+    }
+
+    /// How etcd fares.
+    pub fn health(&self) -> Health {
+        match *self.link.borrow() {
+            _ if self.is_embedded() => Health::Embedded,
+            Link::Current => Health::Ok,
+            Link::Stale { since } => Health::Stale { since },
+        }
     }
 
     /// Whether the register is within this process.

@@ -1,10 +1,12 @@
 //! The cluster as this gateway sees it, for operators.
 
+use sensorium_actors::jobs::Jobs;
 use sensorium_actors::route::Router;
-use sensorium_cluster::membership::{Link, Registration, Role};
+use sensorium_cluster::health::Health;
+use sensorium_cluster::membership::{Registration, Role};
 use sensorium_proto::admin::{Dependency, GetClusterResponse, HeldVersion, Node, Route, RouteWorker};
 
-pub fn describe(node: &str, router: &Router) -> GetClusterResponse {
+pub fn describe(node: &str, router: &Router, jobs: Option<&Jobs>) -> GetClusterResponse {
     let membership = router.membership();
     let view = membership.watch().borrow().clone();
     let routes = router.models().into_iter().map(|model| Route {
@@ -21,25 +23,27 @@ pub fn describe(node: &str, router: &Router) -> GetClusterResponse {
             .collect(),
         model,
     });
-    let link: Link = *membership.link().borrow();
-    let register = Dependency {
-        name: "etcd".to_owned(),
-        state: match link {
-            _ if membership.is_embedded() => "embedded",
-            Link::Current => "ok",
-            Link::Stale { .. } => "stale",
-        }
-        .to_owned(),
-        seconds: link.stale_for().unwrap_or_default().as_secs_f64(),
-    };
+    let cache = router.cache();
+    let outside = [
+        ("etcd", Some(membership.health())),
+        ("nats", jobs.map(|jobs| jobs.store().health())),
+        ("redis", cache.map(|cache| cache.health())),
+    ];
+    let outside = outside.into_iter().filter_map(|(name, health)| Some(dependency(name, health?)));
+    let counts = cache.map(|cache| cache.counts()).unwrap_or_default();
     GetClusterResponse {
         node: node.to_owned(),
         nodes: view.values().map(describe_node).collect(),
         routes: routes.collect(),
-        dependencies: vec![register],
+        dependencies: outside.collect(),
         in_flight: router.admission().in_flight() as u64,
-        ..GetClusterResponse::default()
+        cache_hits: counts.hits,
+        cache_lookups: counts.lookups,
     }
+}
+
+fn dependency(name: &str, health: Health) -> Dependency {
+    Dependency { name: name.to_owned(), state: health.as_str().to_owned(), seconds: health.unwell_for().as_secs_f64() }
 }
 
 fn describe_node(registration: &Registration) -> Node {

@@ -4,11 +4,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use sensorium_actors::jobs::Jobs;
+use sensorium_actors::jobs::intake::Intake;
 use sensorium_actors::route::Router;
 use sensorium_actors::understand::Understanding;
 use sensorium_plane::{AdminService, Cluster, Fleet};
 use sensorium_proto::admin::admin_server::AdminServer;
 use sensorium_proto::inference::grpc_inference_service_server::GrpcInferenceServiceServer;
+use sensorium_proto::v1::jobs_server::JobsServer;
 use sensorium_proto::v1::sensorium_server::SensoriumServer;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
@@ -20,7 +23,7 @@ use crate::auth::{Auth, Role};
 use crate::cluster;
 use crate::health::{self, Readiness};
 use crate::inference::{InferenceService, Settings};
-use crate::v1::SensoriumService;
+use crate::v1::{JobsService, SensoriumService};
 
 /// What one connection and one message may cost.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -66,6 +69,10 @@ pub struct Door {
     pub fleet: Fleet,
     /// Text, image and audio together.
     pub understanding: Understanding,
+    /// What is done when there is time; nothing: no jobs are taken.
+    pub jobs: Option<Jobs>,
+    /// Works on jobs.
+    pub intake: Option<Intake>,
     /// Whether the server is ready.
     pub readiness: Readiness,
     /// What a connection may cost.
@@ -77,8 +84,8 @@ pub struct Door {
 impl Door {
     /// Tells of the cluster as it is seen from here.
     fn cluster(&self) -> Cluster {
-        let (router, node) = (self.router.clone(), self.node.clone());
-        Arc::new(move || cluster::describe(&node, &router))
+        let (router, jobs, node) = (self.router.clone(), self.jobs.clone(), self.node.clone());
+        Arc::new(move || cluster::describe(&node, &router, jobs.as_ref()))
     }
 }
 
@@ -104,6 +111,7 @@ pub async fn serve(
     }
     let inference = limited!(GrpcInferenceServiceServer::new(InferenceService::new(door.clone(), settings)));
     let sensorium = limited!(SensoriumServer::new(SensoriumService::new(door.clone())));
+    let jobs = limited!(JobsServer::new(JobsService::new(door.clone())));
     let admin = limited!(AdminServer::new(AdminService::new(door.fleet.clone(), Some(door.cluster()))));
     let descriptors = || {
         tonic_reflection::server::Builder::configure()
@@ -126,6 +134,7 @@ pub async fn serve(
         .initial_connection_window_size(8 << 20)
         .add_service(InterceptedService::new(inference, door.auth.require(Role::Infer)))
         .add_service(InterceptedService::new(sensorium, door.auth.require(Role::Infer)))
+        .add_service(InterceptedService::new(jobs, door.auth.require(Role::Infer)))
         .add_service(InterceptedService::new(admin, door.auth.require(Role::Admin)))
         .add_service(health)
         .add_optional_service(reflection)

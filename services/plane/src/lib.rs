@@ -27,4 +27,4 @@ pub use local::LocalMember;
 pub use member::{Description, Member};
 pub use remote::{Dial, RemoteMember};
 pub use service::{WorkerService, serve};
-pub use trace::{extract as extract_trace, inject as inject_trace};
+pub use trace::{extract as extract_trace, inject as inject_trace, resume as resume_trace, text as trace_text};

@@ -1,8 +1,13 @@
-//! W3C trace context in gRPC metadata, both ways.
+//! W3C trace context in gRPC metadata and as text, both ways.
+
+use std::collections::HashMap;
 
 use opentelemetry::propagation::{Extractor, Injector};
 use tonic::metadata::{KeyRef, MetadataKey, MetadataMap};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
+
+/// The header of W3C trace context.
+const PARENT: &str = "traceparent";
 
 struct Reading<'a>(&'a MetadataMap);
 
@@ -32,7 +37,7 @@ impl Injector for Writing<'_> {
 
 /// Makes `span` a child of the caller's, if `traceparent` says so.
 pub fn extract(span: &tracing::Span, metadata: &MetadataMap) {
-    if metadata.contains_key("traceparent") {
+    if metadata.contains_key(PARENT) {
         let parent =
             opentelemetry::global::get_text_map_propagator(|propagator| propagator.extract(&Reading(metadata)));
         // without an exporter there is no trace to continue
@@ -47,5 +52,24 @@ pub fn inject(span: &tracing::Span, metadata: &mut MetadataMap) {
         opentelemetry::global::get_text_map_propagator(|propagator| {
             propagator.inject_context(&context, &mut Writing(metadata));
         });
+    }
+}
+
+/// What a span's `traceparent` would be; empty if there is none.
+pub fn text(span: &tracing::Span) -> String {
+    let mut told = HashMap::new();
+    if !span.is_disabled() {
+        let context = span.context();
+        opentelemetry::global::get_text_map_propagator(|propagator| propagator.inject_context(&context, &mut told));
+    }
+    told.remove(PARENT).unwrap_or_default()
+}
+
+/// Makes `span` a child of the one that `traceparent` tells of, if it tells of any.
+pub fn resume(span: &tracing::Span, traceparent: &str) {
+    if !traceparent.is_empty() {
+        let told = HashMap::from([(PARENT.to_owned(), traceparent.to_owned())]);
+        let parent = opentelemetry::global::get_text_map_propagator(|propagator| propagator.extract(&told));
+        let _ = span.set_parent(parent);
     }
 }

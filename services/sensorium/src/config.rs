@@ -38,6 +38,16 @@ pub struct Config {
     /// URLs of etcd. Default: none; a gateway or worker needs it.
     #[serde(deserialize_with = "config::list")]
     pub etcd: Vec<String>,
+    /// URLs of NATS, which keeps jobs. Default: none; a gateway then takes no jobs, and `serve` keeps them in a file.
+    #[serde(deserialize_with = "config::list")]
+    pub nats: Vec<String>,
+    /// URL of Redis, behind the cache of this process: `redis://`, `rediss://`, `redis+sentinel://HOSTS/MASTER` or
+    /// `redis+cluster://HOSTS`. Default: none, and each process has its own cache alone.
+    pub redis: String,
+    /// Answers that are kept.
+    pub cache: Cache,
+    /// Work for when there is time.
+    pub jobs: Jobs,
     /// How the node is registered in etcd.
     pub register: Register,
     /// How gateways call workers.
@@ -57,6 +67,89 @@ pub struct Config {
     pub limits: Limits,
     /// Which models understand text, image and audio together.
     pub understand: understand::Options,
+}
+
+/// Answers that are kept: those of models whose manifest says `cache = true`, never across tenants.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Cache {
+    /// Whether anything is kept at all. Default: true.
+    pub enabled: bool,
+    /// Bytes of the cache in this process; 0: none. Default: 268435456.
+    pub near_bytes: u64,
+    /// Seconds after which an answer is forgotten. Default: 86400.
+    pub ttl_seconds: u64,
+    /// Bytes of one answer at most; longer ones are not kept. Default: 1048576.
+    pub max_value_bytes: usize,
+    /// Milliseconds that a look-up in Redis may take; after that it is a miss. Default: 5.
+    pub timeout_ms: u64,
+    /// Redis's password; the environment is a better place for it than a file.
+    pub password: String,
+    /// PEM file of who may have signed Redis's certificate. Default: whom the system trusts.
+    pub ca: Option<PathBuf>,
+    /// PEM file of our own certificate, where Redis asks for one.
+    pub certificate: Option<PathBuf>,
+    /// PEM file of its key.
+    pub key: Option<PathBuf>,
+}
+
+impl Default for Cache {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            near_bytes: 256 << 20,
+            ttl_seconds: 86_400,
+            max_value_bytes: 1 << 20,
+            timeout_ms: 5,
+            password: String::new(),
+            ca: None,
+            certificate: None,
+            key: None,
+        }
+    }
+}
+
+/// Work for when there is time.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Jobs {
+    /// Where `serve` keeps jobs when it has no NATS. Default: `jobs.redb` in the cache folder.
+    pub path: PathBuf,
+    /// Seconds after which jobs and their results are forgotten. Default: 86400.
+    pub retention_seconds: u64,
+    /// Servers of NATS that keep a copy. Default: 1.
+    pub replicas: usize,
+    /// Seconds without a word after which a task is given to another gateway. Default: 30.
+    pub ack_seconds: u64,
+    /// Tasks that a queue holds at most; more are refused. Default: 1000000.
+    pub max_queued: u32,
+    /// Credentials file of NATS. Default: none.
+    pub credentials: Option<PathBuf>,
+    /// PEM file of who may have signed NATS's certificate.
+    pub ca: Option<PathBuf>,
+    /// PEM file of our own certificate, where NATS asks for one.
+    pub certificate: Option<PathBuf>,
+    /// PEM file of its key.
+    pub key: Option<PathBuf>,
+    /// What tasks may cost.
+    pub tasks: sensorium_actors::jobs::Options,
+}
+
+impl Default for Jobs {
+    fn default() -> Self {
+        Self {
+            path: cache().join("jobs.redb"),
+            retention_seconds: 86_400,
+            replicas: 1,
+            ack_seconds: 30,
+            max_queued: 1_000_000,
+            credentials: None,
+            ca: None,
+            certificate: None,
+            key: None,
+            tasks: sensorium_actors::jobs::Options::default(),
+        }
+    }
 }
 
 /// How the node is registered in etcd.
@@ -152,6 +245,10 @@ impl Default for Config {
             zone: String::new(),
             capacity: 8,
             etcd: Vec::new(),
+            nats: Vec::new(),
+            redis: String::new(),
+            cache: Cache::default(),
+            jobs: Jobs::default(),
             register: Register::default(),
             plane: Plane::default(),
             auth: Auth::default(),
@@ -202,6 +299,12 @@ pub struct ConfigArgs {
     /// URLs of etcd, separated by commas.
     #[arg(long, value_name = "URLS")]
     etcd: Option<String>,
+    /// URLs of NATS, separated by commas.
+    #[arg(long, value_name = "URLS")]
+    nats: Option<String>,
+    /// URL of Redis.
+    #[arg(long, value_name = "URL")]
+    redis: Option<String>,
     /// Where HTTP listens.
     #[arg(long, value_name = "ADDRESS")]
     http: Option<String>,
@@ -230,6 +333,8 @@ impl ConfigArgs {
             ("name", self.name),
             ("zone", self.zone),
             ("etcd", self.etcd),
+            ("nats", self.nats),
+            ("redis", self.redis),
             ("http", self.http),
         ];
         flags.extend(named.into_iter().filter_map(|(key, value)| Some((key.to_owned(), quoted(&value?)))));

@@ -40,6 +40,8 @@ enum Verb {
     Drain(verbs::drain::DrainArgs),
     /// Ask the server about a picture, a sound and a sentence.
     Infer(verbs::infer::InferArgs),
+    /// Many items at once, when there is time.
+    Jobs(verbs::jobs::JobsArgs),
     /// What the server does.
     Status(verbs::status::StatusArgs),
     /// Models of the server's repository.
@@ -65,6 +67,7 @@ async fn main() -> ExitCode {
         Verb::Worker(args) => worker::run(args).await,
         Verb::Drain(args) => verbs::drain::run(args).await,
         Verb::Infer(args) => verbs::infer::run(args).await,
+        Verb::Jobs(args) => verbs::jobs::run(args).await,
         Verb::Status(args) => verbs::status::run(args).await,
         Verb::Models(args) => verbs::models::run(args).await,
         Verb::Actors(args) => verbs::actors::run(args).await,

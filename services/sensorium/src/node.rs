@@ -8,10 +8,14 @@ use std::time::Duration;
 use anyhow::Context as _;
 use futures::FutureExt;
 use sensorium_actors::admission::Admission;
+use sensorium_actors::jobs::intake::Intake;
+use sensorium_actors::jobs::{Jobs, QUEUES};
 use sensorium_actors::route::{self, Router};
 use sensorium_actors::supervision::tree::Tree;
 use sensorium_actors::understand::Understanding;
 use sensorium_cluster::bus::Bus;
+use sensorium_cluster::cache::{self, Cache};
+use sensorium_cluster::jobs;
 use sensorium_cluster::membership::{Credentials, Etcd, Membership, Registration, Role, Tls};
 use sensorium_gateway::auth::Auth;
 use sensorium_gateway::health::Readiness;
@@ -25,16 +29,31 @@ use tokio::task::JoinHandle;
 
 use crate::config::Config;
 
+fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
+    std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+/// A certificate and its key.
+fn pair<'a>(
+    section: &str,
+    certificate: Option<&'a Path>,
+    key: Option<&'a Path>,
+) -> anyhow::Result<Option<(&'a Path, &'a Path)>> {
+    match (certificate, key) {
+        (Some(certificate), Some(key)) => Ok(Some((certificate, key))),
+        (None, None) => Ok(None),
+        _ => anyhow::bail!("{section}.certificate, {section}.key: one without the other, expected both or none"),
+    }
+}
+
 /// The register in etcd.
 pub fn membership(config: &Config) -> anyhow::Result<Membership> {
     let register = &config.register;
     anyhow::ensure!(!config.etcd.is_empty(), "etcd: empty, expected the URL of etcd (--etcd http://127.0.0.1:2379)");
     anyhow::ensure!(register.lease_seconds > 0, "register.lease_seconds: 0, expected at least 1");
-    let read = |path: &Path| std::fs::read(path).with_context(|| format!("cannot read {}", path.display()));
-    let identity = match (&register.certificate, &register.key) {
-        (Some(certificate), Some(key)) => Some((read(certificate)?, read(key)?)),
-        (None, None) => None,
-        _ => anyhow::bail!("register.certificate, register.key: one without the other, expected both or none"),
+    let identity = match pair("register", register.certificate.as_deref(), register.key.as_deref())? {
+        Some((certificate, key)) => Some((read(certificate)?, read(key)?)),
+        None => None,
     };
     let tls = match &register.ca {
         Some(ca) => Some(Tls { authority: read(ca)?, identity }),
@@ -99,8 +118,9 @@ pub async fn door(
         Arc::new(move |registration: &Registration| fleet.connect(registration))
     };
     let admission = Admission::new(config.limits.max_inflight);
-    let options = route::Options { name: name.to_owned(), zone: config.zone.clone() };
-    let router = Router::start(options, membership, connect, admission, Bus::embedded(), tree).await?;
+    let cache = cache(config)?;
+    let options = route::Options { name: name.to_owned(), zone: config.zone.clone(), cache };
+    let router = Router::start(options, membership, connect, admission, Bus::embedded(), tree.clone()).await?;
     let labels = {
         let fleet = fleet.clone();
         Arc::new(move |model: String| {
@@ -111,7 +131,67 @@ pub async fn door(
     let understanding = Understanding::new(router.clone(), config.understand.clone(), labels)?;
     let node = name.to_owned();
     let auth = config.auth.keys.as_deref().map(Auth::read).transpose()?.unwrap_or_default();
-    Ok(Door { node, router, fleet, understanding, readiness, limits: config.limits.clone(), auth })
+    let jobs = jobs(config, membership.is_embedded()).await?;
+    let intake = match &jobs {
+        Some(jobs) => {
+            let trace = Arc::new(|span: &tracing::Span, text: &str| sensorium_plane::resume_trace(span, text));
+            Some(Intake::start(jobs.clone(), understanding.clone(), name, tree, trace).await?)
+        }
+        None => None,
+    };
+    let limits = config.limits.clone();
+    Ok(Door { node, router, fleet, understanding, jobs, intake, readiness, limits, auth })
+}
+
+/// Where answers are kept.
+fn cache(config: &Config) -> anyhow::Result<Option<Cache>> {
+    let set = &config.cache;
+    if !set.enabled {
+        return Ok(None);
+    }
+    let redis = if config.redis.is_empty() {
+        None
+    } else {
+        let identity = pair("cache", set.certificate.as_deref(), set.key.as_deref())?;
+        let identity = identity.map(|(certificate, key)| Ok::<_, anyhow::Error>((read(certificate)?, read(key)?)));
+        Some(cache::redis::Options {
+            url: config.redis.clone(),
+            password: set.password.clone(),
+            authority: set.ca.as_deref().map(read).transpose()?,
+            identity: identity.transpose()?,
+            timeout: Duration::from_millis(set.timeout_ms),
+            prefix: config.register.cluster.clone(),
+        })
+    };
+    let time_to_live = Duration::from_secs(set.ttl_seconds);
+    let (near_bytes, max_value_bytes) = (set.near_bytes, set.max_value_bytes);
+    Ok(Some(Cache::start(&cache::Options { near_bytes, time_to_live, max_value_bytes, redis })?))
+}
+
+/// Where jobs are kept: in NATS, or in a file if this is the only process.
+async fn jobs(config: &Config, alone: bool) -> anyhow::Result<Option<Jobs>> {
+    let set = &config.jobs;
+    let retention = Duration::from_secs(set.retention_seconds);
+    let store = if !config.nats.is_empty() {
+        let identity = pair("jobs", set.certificate.as_deref(), set.key.as_deref())?;
+        let options = jobs::Nats {
+            servers: config.nats.clone(),
+            credentials: set.credentials.clone(),
+            authority: set.ca.clone(),
+            identity: identity.map(|(certificate, key)| (certificate.to_owned(), key.to_owned())),
+            prefix: config.register.cluster.clone(),
+            replicas: set.replicas,
+            retention,
+            patience: Duration::from_secs(set.ack_seconds),
+            max_queued: set.max_queued.into(),
+        };
+        jobs::Jobs::nats(options, &QUEUES).await?
+    } else if alone {
+        jobs::Jobs::disk(&set.path, retention)?
+    } else {
+        return Ok(None);
+    };
+    Ok(Some(Jobs::new(store, set.tasks.clone())))
 }
 
 /// The servers of a process, and what stops them.
@@ -173,6 +253,17 @@ impl Serving {
 
 /// Seconds that requests in flight are given when the process is broken: what is broken finishes little.
 const BROKEN_DRAIN_SECONDS: u64 = 5;
+
+/// What tasks of jobs are given to end, before they are handed back for others to take.
+const TASKS_END: Duration = Duration::from_secs(5);
+
+/// A door's way out: jobs are left to others, and what is inside is waited for.
+pub async fn drain_door(door: &Door, config: &Config, broken: bool) {
+    if let Some(intake) = &door.intake {
+        intake.drain(TASKS_END.min(Duration::from_secs(config.drain_seconds) / 2)).await;
+    }
+    drain(door.router.admission(), config, broken).await;
+}
 
 /// Refuses all that comes from now on, and waits for what is inside, but not past the deadline.
 pub async fn drain(admission: &Admission, config: &Config, broken: bool) {

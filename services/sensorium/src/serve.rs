@@ -59,7 +59,7 @@ pub async fn run(args: ConfigArgs) -> anyhow::Result<ExitCode> {
     }
 
     door.readiness.set(false);
-    node::drain(door.router.admission(), &config, broken).await;
+    node::drain_door(&door, &config, broken).await;
     serving.stop().await?;
     tracing::info!("drained");
     telemetry.flush();

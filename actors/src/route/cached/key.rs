@@ -61,14 +61,17 @@ fn number(hasher: &mut Hasher, number: usize) {
 }
 
 fn parameter(hasher: &mut Hasher, value: &Parameter) {
+    let mut fixed = |kind: u8, bytes: &[u8]| {
+        hasher.update(&[kind]).update(bytes);
+    };
     match value {
-        Parameter::Bool(value) => hasher.update(&[0, u8::from(*value)]),
-        Parameter::Int(value) => hasher.update(&[1]).update(&value.to_le_bytes()),
-        Parameter::Uint(value) => hasher.update(&[2]).update(&value.to_le_bytes()),
-        Parameter::Float(value) => hasher.update(&[3]).update(&value.to_bits().to_le_bytes()),
+        Parameter::Bool(value) => fixed(0, &[u8::from(*value)]),
+        Parameter::Int(value) => fixed(1, &value.to_le_bytes()),
+        Parameter::Uint(value) => fixed(2, &value.to_le_bytes()),
+        Parameter::Float(value) => fixed(3, &value.to_bits().to_le_bytes()),
         Parameter::String(value) => {
             hasher.update(&[4]);
-            return part(hasher, value.as_bytes());
+            part(hasher, value.as_bytes());
         }
-    };
+    }
 }

@@ -44,7 +44,8 @@ impl Plan {
     {
         let rows = self.keys.len();
         let mut entries: Vec<Option<Bytes>> = vec![None; rows];
-        let (mut claims, mut waiters): (Vec<(usize, Claim)>, Vec<(usize, Waiter)>) = Default::default();
+        let mut claims: Vec<(usize, Claim)> = Vec::new();
+        let mut waiters: Vec<(usize, Waiter)> = Vec::new();
         for (row, found) in cache.look_up(&self.keys).await.into_iter().enumerate() {
             match found {
                 Found::Value(value) => entries[row] = Some(value),

@@ -87,7 +87,8 @@ pub fn event(event: Event) -> UnderstandEvent {
     UnderstandEvent { event: Some(told) }
 }
 
-fn result(report: report::Report) -> UnderstandResult {
+/// A report.
+pub fn result(report: report::Report) -> UnderstandResult {
     let answer = report.answer;
     let finish = match answer.finish() {
         Some(Finish::Stop) => FinishReason::Stop,

@@ -9,6 +9,7 @@ pub mod connect;
 pub mod drain;
 mod draw;
 pub mod infer;
+pub mod jobs;
 pub mod key;
 pub mod models;
 pub mod status;

@@ -74,6 +74,8 @@ struct Status {
     in_flight: u64,
     nodes: Vec<Node>,
     dependencies: Vec<Dependency>,
+    /// Share of the look-ups that the embedding cache has answered since the start; nothing before the first.
+    cache_hit_rate: Option<f64>,
     models: Vec<Model>,
 }
 
@@ -109,6 +111,7 @@ impl Status {
             .into_iter()
             .map(|of| Dependency { name: of.name, state: of.state, seconds: of.seconds })
             .collect();
+        self.cache_hit_rate = ratio(told.cache_hits, told.cache_lookups);
         let routes = told.routes;
         self.nodes = told.nodes.into_iter().map(|node| describe_node(node, &routes)).collect();
     }
@@ -175,6 +178,7 @@ async fn ask(client: &mut GrpcInferenceServiceClient<Channel>) -> Result<Status,
         in_flight: 0,
         nodes: Vec::new(),
         dependencies: Vec::new(),
+        cache_hit_rate: None,
         models: models.collect(),
     })
 }
@@ -234,8 +238,9 @@ fn draw(address: &str, status: &Status) -> String {
         state => paint(format!("{} {state} for {}", of.name, seconds(of.seconds)), bad),
     });
     let dependencies = dependencies.collect::<Vec<_>>().join("  ");
+    let cache = status.cache_hit_rate.map(|rate| format!("  {:.0} % cache hits", rate * 100.0)).unwrap_or_default();
     format!(
-        "{server}  {live}  {ready}  {} in flight  {dependencies}\n{}\n{table}",
+        "{server}  {live}  {ready}  {} in flight{cache}  {dependencies}\n{}\n{table}",
         status.in_flight,
         draw_nodes(&status.nodes)
     )

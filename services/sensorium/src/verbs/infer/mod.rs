@@ -1,6 +1,6 @@
 //! `sensorium infer`: text, image and audio in; what each sense says, and an answer, out.
 
-mod report;
+pub(super) mod report;
 mod show;
 
 use std::path::{Path, PathBuf};
@@ -31,12 +31,8 @@ pub struct InferArgs {
     /// What to answer. Left out: the text, or what is going on.
     #[arg(long, default_value = "")]
     question: String,
-    /// How much a sense counts, as `image=2.0`; 1 if left out. May be repeated.
-    #[arg(long, value_name = "SENSE=WEIGHT", value_parser = weight)]
-    weight: Vec<(Modality, f64)>,
-    /// A sense that is not to be used, as `audio`. May be repeated.
-    #[arg(long, value_name = "SENSE", value_parser = sense)]
-    mute: Vec<Modality>,
+    #[command(flatten)]
+    emphasis: Emphasised,
     /// Without a written answer.
     #[arg(long)]
     no_answer: bool,
@@ -55,6 +51,24 @@ pub struct InferArgs {
     /// How to print.
     #[arg(short, long, value_enum, default_value = "text")]
     output: Output,
+}
+
+/// How much each sense counts.
+#[derive(clap::Args, Clone, Debug)]
+pub(super) struct Emphasised {
+    /// How much a sense counts, as `image=2.0`; 1 if left out. May be repeated.
+    #[arg(long, value_name = "SENSE=WEIGHT", value_parser = weight)]
+    weight: Vec<(Modality, f64)>,
+    /// A sense that is not to be used, as `audio`. May be repeated.
+    #[arg(long, value_name = "SENSE", value_parser = sense)]
+    mute: Vec<Modality>,
+}
+
+impl Emphasised {
+    /// One entry per sense that is named.
+    pub(super) fn entries(&self) -> Vec<Emphasis> {
+        emphasis(&self.weight, &self.mute)
+    }
 }
 
 /// Runs the verb.
@@ -114,7 +128,7 @@ async fn request(args: &InferArgs) -> Result<UnderstandRequest, Failure> {
     };
     Ok(UnderstandRequest {
         parts: contents.into_iter().map(|content| Part { content: Some(content) }).collect(),
-        emphasis: emphasis(&args.weight, &args.mute),
+        emphasis: args.emphasis.entries(),
         question: args.question.clone(),
         no_answer: args.no_answer,
         sampling: Some(sampling),

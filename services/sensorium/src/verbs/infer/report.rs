@@ -4,7 +4,7 @@ use sensorium_proto::v1;
 use serde::Serialize;
 
 /// `MODALITY_TEXT` as `text`, `STATE_OK` as `ok`.
-pub(super) fn short(name: &str) -> String {
+pub(in crate::verbs) fn short(name: &str) -> String {
     ["MODALITY_", "STATE_", "VERDICT_", "FINISH_REASON_"]
         .iter()
         .find_map(|prefix| name.strip_prefix(prefix))
@@ -13,7 +13,7 @@ pub(super) fn short(name: &str) -> String {
 }
 
 #[derive(Serialize)]
-pub(super) struct Report {
+pub(in crate::verbs) struct Report {
     branches: Vec<Branch>,
     fusion: Option<Fusion>,
     answer: Option<Answer>,

@@ -1,0 +1,300 @@
+//! Jobs: many items, each understood when there is time for it, and nothing lost on the way.
+//!
+//! A job fans out: one message per item and modality goes to that modality's work queue, and when all senses of an item
+//! have spoken, one more message joins them. Gateways take messages ([`intake`]) and send them through the same routes as
+//! requests, behind all of these. A message is acknowledged after its result is kept, and results are kept by
+//! creating a record that must not be there yet: whatever is done twice is visible once.
+
+pub mod intake;
+mod queue;
+pub mod record;
+mod run;
+pub mod submit;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_stream::try_stream;
+use futures::future::try_join_all;
+use futures::{Stream, StreamExt, TryStreamExt};
+use sensorium_cluster::jobs::{Error as StoreError, Jobs as Store, Message};
+use serde::{Deserialize, Serialize};
+
+use self::record::{Content, Letter, Outcome, Record, Snapshot, State};
+use crate::error::{Error, Result};
+use crate::manifest::Modality;
+
+/// One work queue per modality.
+pub const QUEUES: [&str; 3] = ["text", "image", "audio"];
+
+/// Subject of hints that a job was cancelled.
+const CANCELLED: &str = "cancelled";
+/// Records that are read at the same time.
+const READ_AHEAD: usize = 32;
+/// Whoever watches a job looks for itself this often, should a hint be lost…
+const LOOK: Duration = Duration::from_secs(2);
+/// …and no more often than this.
+const SETTLE: Duration = Duration::from_millis(50);
+
+/// What jobs may cost.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Options {
+    /// Tasks of each modality that one gateway works on at once; they stand behind all requests. 0: it takes none.
+    /// Default: 4.
+    pub concurrency: usize,
+    /// Items of one job at most. Default: 100000.
+    pub max_items: u64,
+    /// Deliveries of a task before it is laid to the dead letters. Default: 5.
+    pub max_deliveries: u64,
+    /// Seconds that one task may take. Default: 300.
+    pub task_seconds: u64,
+    /// Milliseconds before a failed task is tried again; doubled each time, up to a minute. Default: 500.
+    pub backoff_ms: u64,
+    /// Bytes of an item that travel within its message; larger ones lie in the object store. Default: 65536.
+    pub inline_bytes: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            concurrency: 4,
+            max_items: 100_000,
+            max_deliveries: 5,
+            task_seconds: 300,
+            backoff_ms: 500,
+            inline_bytes: 64 << 10,
+        }
+    }
+}
+
+impl From<StoreError> for Error {
+    fn from(error: StoreError) -> Self {
+        let retry_after = Duration::from_secs(1);
+        match error {
+            StoreError::Unavailable(message) => Self::Unavailable { reason: "JOBS_UNAVAILABLE", message, retry_after },
+            StoreError::Full(message) => Self::Exhausted { reason: "JOBS_QUEUE_FULL", message, retry_after },
+            StoreError::Setup(message) => Self::FailedPrecondition { reason: "JOBS_SETUP", message },
+        }
+    }
+}
+
+/// A page of a list.
+#[derive(Clone, Debug, Default)]
+pub struct Page {
+    /// The newest first.
+    pub jobs: Vec<Snapshot>,
+    /// Where the next page begins; empty if this is the last.
+    pub next: String,
+}
+
+/// A cheap handle to all jobs.
+#[derive(Clone)]
+pub struct Jobs {
+    store: Store,
+    options: Arc<Options>,
+}
+
+impl Jobs {
+    /// Jobs that are kept in `store`.
+    pub fn new(store: Store, options: Options) -> Self {
+        Self { store, options: Arc::new(options) }
+    }
+
+    /// Where they are kept.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    async fn record(&self, tenant: &str, id: &str) -> Result<(Record, u64)> {
+        let known = if id.bytes().all(|byte| byte.is_ascii_hexdigit()) && !id.is_empty() {
+            self.store.get(&record::key(tenant, id)).await?
+        } else {
+            None
+        };
+        let record = known.ok_or_else(|| Error::NotFound {
+            what: format!("job '{id}'"),
+            known: "it was never submitted, or has expired".to_owned(),
+        })?;
+        Ok((record::from_json(&record.value)?, record.revision))
+    }
+
+    async fn look(&self, (record, revision): (Record, u64)) -> Result<Snapshot> {
+        let count =
+            async |kind: &str| self.store.keys(&format!("{kind}.{}", record.id)).await.map(|keys| keys.len() as u64);
+        // failures after items: one that comes between is not counted without its item
+        let done = count("item").await?;
+        let failed = count("fail").await?;
+        let mut snapshot = Snapshot { record, done, failed };
+        if snapshot.state().is_over() && snapshot.record.finished.is_none() {
+            snapshot.record.finished = Some(record::now());
+            let value = record::to_json(&snapshot.record)?;
+            if !self.store.update(&record::key(&snapshot.record.tenant, &snapshot.record.id), value, revision).await? {
+                // somebody else has seen it first
+                let (tenant, id) = (snapshot.record.tenant.clone(), snapshot.record.id.clone());
+                snapshot.record = self.record(&tenant, &id).await?.0;
+            }
+        }
+        Ok(snapshot)
+    }
+
+    /// A job as it is.
+    ///
+    /// # Errors
+    /// `NotFound` if the tenant has no such job.
+    pub async fn get(&self, tenant: &str, id: &str) -> Result<Snapshot> {
+        self.look(self.record(tenant, id).await?).await
+    }
+
+    /// What came of the items `from..from + most`, as far as they are done.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    pub async fn outcomes(&self, job: &Snapshot, from: u64, most: u64) -> Result<Vec<Outcome>> {
+        let until = job.total().min(from.saturating_add(most));
+        let read =
+            futures::stream::iter(from..until).map(|item| self.outcome(format!("item.{}.{item}", job.record.id)));
+        let outcomes: Vec<Option<Outcome>> = read.buffered(READ_AHEAD).try_collect().await?;
+        Ok(outcomes.into_iter().flatten().collect())
+    }
+
+    async fn outcome(&self, key: String) -> Result<Option<Outcome>> {
+        let Some(kept) = self.store.get(&key).await? else { return Ok(None) };
+        let value = match record::decode(&kept.value)? {
+            Content::Inline(value) => Some(value),
+            Content::Blob(name) => self.store.blob(&name).await?,
+        };
+        value.map(|value| record::from_json(&value)).transpose()
+    }
+
+    /// The job whenever it has changed, until it is over.
+    pub fn watch(&self, tenant: Arc<str>, id: String) -> impl Stream<Item = Result<Snapshot>> + Send + use<> {
+        let this = self.clone();
+        try_stream! {
+            let mut hints = this.store.listen(&id);
+            let mut told: Option<Snapshot> = None;
+            loop {
+                let snapshot = this.get(&tenant, &id).await?;
+                let over = snapshot.state().is_over();
+                if told.as_ref() != Some(&snapshot) {
+                    yield snapshot.clone();
+                    told = Some(snapshot);
+                }
+                if over {
+                    break;
+                }
+                // a hint that was missed is as good as one that was heard
+                let _ = tokio::time::timeout(LOOK, hints.recv()).await;
+                tokio::time::sleep(SETTLE).await;
+                hints = hints.resubscribe();
+            }
+        }
+    }
+
+    /// Wants no more of a job. What is in work is given up, what is done stays.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    pub async fn cancel(&self, tenant: &str, id: &str) -> Result<Snapshot> {
+        loop {
+            let (mut record, revision) = self.record(tenant, id).await?;
+            let snapshot = self.look((record.clone(), revision)).await?;
+            if snapshot.state().is_over() {
+                return Ok(snapshot);
+            }
+            record.cancelled = true;
+            if self.store.update(&record::key(tenant, id), record::to_json(&record)?, revision).await? {
+                self.store.tell(CANCELLED, id);
+                self.store.tell(id, "");
+                return self.get(tenant, id).await;
+            }
+        }
+    }
+
+    /// A tenant's jobs, the newest first.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub async fn list(&self, tenant: &str, state: Option<State>, most: usize, from: &str) -> Result<Page> {
+        let keys = self.store.keys(&record::tenant_key(tenant)).await?;
+        let read = futures::stream::iter(keys).map(async |key| {
+            let Some(kept) = self.store.get(&key).await? else { return Ok(None) };
+            Ok::<_, Error>(Some((record::from_json::<Record>(&kept.value)?, kept.revision)))
+        });
+        let mut records: Vec<(Record, u64)> =
+            read.buffer_unordered(READ_AHEAD).try_filter_map(async |record| Ok(record)).try_collect().await?;
+        // what was not submitted to its end is no job
+        records.retain(|(record, _)| record.total.is_some());
+        let place = |record: &Record| format!("{:016x}.{}", u64::MAX - record.submitted, record.id);
+        records.sort_by_cached_key(|(record, _)| place(record));
+        let mut page = Page::default();
+        for record in records.into_iter().filter(|(record, _)| *place(record) > *from) {
+            let snapshot = self.look(record).await?;
+            if state.is_some_and(|state| state != snapshot.state()) {
+                continue;
+            }
+            if page.jobs.len() == most {
+                page.next = page.jobs.last().map(|last| place(&last.record)).unwrap_or_default();
+                break;
+            }
+            page.jobs.push(snapshot);
+        }
+        Ok(page)
+    }
+
+    /// The dead letters from a place on, each with its place.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub async fn dead(&self, from: u64, most: usize) -> Result<Vec<(u64, Letter)>> {
+        let dead = self.store.dead(from, most).await?;
+        dead.into_iter().map(|dead| Ok((dead.sequence, record::decode(&dead.body)?))).collect()
+    }
+
+    /// Tries a dead letter once more, from where its item failed.
+    ///
+    /// # Errors
+    /// `NotFound` if there is none at this place; or its job, or what it was given, has expired.
+    pub async fn replay(&self, sequence: u64) -> Result<Letter> {
+        let found = self.dead(sequence, 1).await?.into_iter().find(|(place, _)| *place == sequence);
+        let Some((_, letter)) = found else {
+            let what = format!("dead letter {sequence}");
+            return Err(Error::NotFound { what, known: "it was replayed, or has expired".to_owned() });
+        };
+        let mut task = letter.task.clone();
+        task.attempt += 1;
+        let reopen = async || {
+            let (mut record, revision) = self.record(&letter.tenant, &task.id).await?;
+            record.finished = None;
+            Ok::<_, Error>(
+                self.store
+                    .update(&record::key(&record.tenant, &record.id), record::to_json(&record)?, revision)
+                    .await?,
+            )
+        };
+        while !reopen().await? {}
+        let mut forgotten = vec![task.outcome(), task.failure()];
+        if let record::Step::Sense(modality, _) = task.step {
+            forgotten.push(task.part(modality));
+        }
+        try_join_all(forgotten.iter().map(|key| self.store.remove(key))).await?;
+        self.push(&task, "").await?;
+        self.store.unbury(sequence).await?;
+        self.store.tell(&task.id, "");
+        Ok(letter)
+    }
+
+    async fn push(&self, task: &record::Task, trace: &str) -> Result<()> {
+        let message = Message { id: task.message_id(), trace: trace.to_owned(), body: task.encode()? };
+        Ok(self.store.push(task.queue(), message).await?)
+    }
+
+    /// Tasks of each modality that wait.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub async fn waiting(&self) -> Result<Vec<(Modality, u64)>> {
+        try_join_all(Modality::ALL.map(async |modality| Ok((modality, self.store.waiting(modality.as_str()).await?))))
+            .await
+    }
+}

@@ -1,0 +1,227 @@
+//! Takes the tasks of one work queue, a few at a time, for as long as the gateway serves.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use futures::StreamExt;
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+use sensorium_cluster::jobs::Delivery;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::Instant;
+use tracing::Instrument;
+
+use super::record::Task;
+use super::run::{Bench, Continue, End};
+
+/// A pause after a failure to reach the queue.
+const PAUSE: Duration = Duration::from_millis(500);
+/// How often the depth of the queue is looked at.
+const DEPTH: Duration = Duration::from_secs(2);
+/// A task is tried again after this at the latest.
+const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
+
+/// What it is told.
+pub(super) enum Message {
+    /// Take what there is.
+    Pull,
+}
+
+/// Whether tasks are worked on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Work {
+    /// They are.
+    On,
+    /// No new ones are taken.
+    Finish,
+    /// Those in work are handed back.
+    HandBack,
+}
+
+/// See the module.
+pub(super) struct Queue;
+
+/// What it starts with.
+pub(super) struct Arguments {
+    pub(super) name: &'static str,
+    pub(super) bench: Arc<Bench>,
+    pub(super) permits: Arc<Semaphore>,
+    pub(super) work: watch::Receiver<Work>,
+    /// Tasks that wait, for the tree.
+    pub(super) depth: Arc<AtomicU64>,
+    pub(super) trace: Continue,
+}
+
+/// What it owns.
+pub(super) struct State {
+    args: Arguments,
+    looked: Option<Instant>,
+    failing: bool,
+}
+
+impl Actor for Queue {
+    type Msg = Message;
+    type State = State;
+    type Arguments = Arguments;
+
+    async fn pre_start(&self, myself: ActorRef<Message>, args: Arguments) -> Result<State, ActorProcessingErr> {
+        myself.cast(Message::Pull)?;
+        Ok(State { args, looked: None, failing: false })
+    }
+
+    async fn handle(&self, myself: ActorRef<Message>, _: Message, state: &mut State) -> Result<(), ActorProcessingErr> {
+        if *state.args.work.borrow() != Work::On {
+            return Ok(());
+        }
+        state.look().await;
+        state.pull().await;
+        myself.cast(Message::Pull)?;
+        Ok(())
+    }
+}
+
+impl State {
+    async fn pull(&mut self) {
+        let Arguments { name, bench, permits, work, trace, .. } = &self.args;
+        // room for one is waited for, more is taken as it is
+        let Ok(first) = permits.clone().acquire_owned().await else { return };
+        let mut room = vec![first];
+        while let Ok(more) = permits.clone().try_acquire_owned() {
+            room.push(more);
+        }
+        let pulled = bench.jobs.store().pull(name, room.len()).await;
+        let mut deliveries = match pulled {
+            Ok(deliveries) => deliveries,
+            Err(error) => {
+                if !std::mem::replace(&mut self.failing, true) {
+                    tracing::warn!(queue = name, %error, "cannot take tasks, trying on");
+                }
+                tokio::time::sleep(PAUSE).await;
+                return;
+            }
+        };
+        self.failing = false;
+        while let Some(delivery) = deliveries.next().await {
+            match delivery {
+                Ok(delivery) => {
+                    let Some(permit) = room.pop() else { continue };
+                    tokio::spawn(carry(bench.clone(), delivery, permit, work.clone(), trace.clone()));
+                }
+                Err(error) => {
+                    tracing::debug!(queue = name, %error, "tasks were cut off");
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+
+    #[allow(clippy::cast_precision_loss)]
+    async fn look(&mut self) {
+        if self.looked.is_some_and(|looked| looked.elapsed() < DEPTH) {
+            return;
+        }
+        self.looked = Some(Instant::now());
+        if let Ok(waiting) = self.args.bench.jobs.store().waiting(self.args.name).await {
+            self.args.depth.store(waiting, Relaxed);
+            metrics::gauge!("sensorium_job_queue_depth", "modality" => self.args.name).set(waiting as f64);
+        }
+    }
+}
+
+/// Carries one task to its end, whatever that is.
+async fn carry(
+    bench: Arc<Bench>,
+    delivery: Delivery,
+    _permit: OwnedSemaphorePermit,
+    mut work: watch::Receiver<Work>,
+    trace: Continue,
+) {
+    let count = |outcome| metrics::counter!("sensorium_job_tasks_total", "outcome" => outcome).increment(1);
+    let task = match Task::decode(&delivery.message.body) {
+        Ok(task) => task,
+        Err(error) => {
+            // of a newer build, perhaps: it is left to those who understand it, and expires if nobody does
+            tracing::error!(%error, "a task that cannot be read");
+            count("unreadable");
+            let _ = delivery.back(LONGEST_BACKOFF).await;
+            return;
+        }
+    };
+    let options = &bench.jobs.options;
+    let max = options.max_deliveries;
+    if delivery.deliveries > max {
+        // whoever had it before never came back with a word
+        count("dead");
+        let buried = bench.bury(task, delivery.deliveries - 1, "whoever worked on it was lost").await;
+        settle(delivery, buried.map_err(|error| error.to_string()), options.backoff_ms).await;
+        return;
+    }
+    let span = tracing::info_span!("task", job = task.id, item = task.item, queue = task.queue());
+    trace(&span, &delivery.message.trace);
+    let mut cancelled = bench.jobs.store().listen(super::CANCELLED);
+    let wanted_no_more = async {
+        loop {
+            match cancelled.recv().await {
+                Ok(id) if id == task.id => return,
+                Ok(_) | Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => {}
+                Err(_) => std::future::pending().await,
+            }
+        }
+    };
+    let beat = async {
+        let mut beats = tokio::time::interval(bench.jobs.store().patience() / 3);
+        beats.tick().await;
+        loop {
+            beats.tick().await;
+            // one that is not heard is followed by others
+            let _ = delivery.in_progress().await;
+        }
+    };
+    let handed_back = async {
+        // a sender that is gone is a gateway that ends
+        let _ = work.wait_for(|work| *work == Work::HandBack).await;
+    };
+    let end = tokio::select! {
+        end = bench.run(&task, span.clone()).instrument(span.clone()) => end,
+        () = wanted_no_more => End::Done,
+        () = handed_back => {
+            count("handed_back");
+            let _ = delivery.back(Duration::ZERO).await;
+            return;
+        }
+        () = beat => End::Done,
+    };
+    match end {
+        End::Done => {
+            count("done");
+            settle(delivery, Ok(()), options.backoff_ms).await;
+        }
+        // it goes on elsewhere; that is no failure of the task
+        End::Again(crate::error::Error::Unavailable { reason: "DRAINING", .. }) => {
+            count("handed_back");
+            let _ = delivery.back(Duration::ZERO).await;
+        }
+        End::Again(error) if delivery.deliveries >= max => {
+            count("dead");
+            let buried = bench.bury(task, delivery.deliveries, &error.to_string()).await;
+            settle(delivery, buried.map_err(|error| error.to_string()), options.backoff_ms).await;
+        }
+        End::Again(error) => {
+            count("again");
+            tracing::warn!(job = task.id, item = task.item, queue = task.queue(), %error, "task failed, to be tried again");
+            settle(delivery, Err(error.to_string()), options.backoff_ms).await;
+        }
+    }
+}
+
+async fn settle(delivery: Delivery, end: Result<(), String>, backoff_ms: u64) {
+    let doublings = u32::try_from(delivery.deliveries.saturating_sub(1)).unwrap_or(u32::MAX).min(16);
+    let settled = match end {
+        Ok(()) => delivery.done().await,
+        Err(_) => delivery.back(Duration::from_millis(backoff_ms << doublings).min(LONGEST_BACKOFF)).await,
+    };
+    if let Err(error) = settled {
+        // it is delivered again, finds its result kept, and is done
+        tracing::debug!(%error, "a task could not be settled");
+    }
+}

@@ -1,0 +1,262 @@
+//! One task: a sense speaks, or an item's senses are joined.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::future::try_join_all;
+use tokio::time::Instant;
+
+use super::Jobs;
+use super::record::{self, Content, Letter, Outcome, Record, Step, Task};
+use crate::error::{Error, Result};
+use crate::manifest::Modality;
+use crate::request::Context;
+use crate::understand::report::{Branch, Report, State};
+use crate::understand::{Event, Understanding};
+
+/// Behind all requests.
+const PRIORITY: u32 = u32::MAX;
+
+/// What a task needs to be done.
+pub(super) struct Bench {
+    pub(super) jobs: Jobs,
+    pub(super) understanding: Understanding,
+}
+
+/// How a task ended.
+pub(super) enum End {
+    /// What it was for is kept, or wanted no more.
+    Done,
+    /// It may succeed another time.
+    Again(Error),
+}
+
+/// Whether a failure would come again wherever and whenever the task is tried.
+fn is_final(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::InvalidArgument { .. }
+            | Error::FailedPrecondition { .. }
+            | Error::PermissionDenied(_)
+            | Error::Unauthenticated(_)
+            | Error::Unimplemented(_)
+    )
+}
+
+impl Bench {
+    /// Does a task. Overload is waited out: a task has time.
+    pub(super) async fn run(&self, task: &Task, span: tracing::Span) -> End {
+        match self.work(task, span).await {
+            Ok(()) => End::Done,
+            Err(error) => End::Again(error),
+        }
+    }
+
+    async fn work(&self, task: &Task, span: tracing::Span) -> Result<()> {
+        let Some(kept) = self.jobs.store.get(&task.job).await? else {
+            return Ok(()); // it has expired
+        };
+        let record: Record = record::from_json(&kept.value)?;
+        if record.cancelled {
+            return Ok(());
+        }
+        let context = Context {
+            deadline: Some(Instant::now() + Duration::from_secs(self.jobs.options.task_seconds)),
+            priority: PRIORITY,
+            span: Some(span),
+            tenant: record.tenant.as_str().into(),
+            models: record.models.clone().map(Into::into),
+            ..Context::default()
+        };
+        match &task.step {
+            Step::Sense(modality, content) => {
+                if self.jobs.store.get(&task.part(*modality)).await?.is_none() {
+                    let branch = self.sense(&record, *modality, content, &context).await?;
+                    self.jobs.store.create(&task.part(*modality), record::to_json(&branch)?).await?;
+                }
+                self.join_if_complete(task).await
+            }
+            Step::Join => {
+                let report = self.join(&record, task, &context).await?;
+                self.conclude(task, Some(report), String::new()).await
+            }
+        }
+    }
+
+    async fn sense(&self, record: &Record, modality: Modality, content: &Content, context: &Context) -> Result<Branch> {
+        let model = self.understanding.model(modality).to_owned();
+        let content = match content {
+            Content::Inline(content) => content.clone(),
+            Content::Blob(name) => match self.jobs.store.blob(name).await? {
+                Some(content) => content,
+                None => return Ok(Branch::silent(modality, &model, State::Failed, "what it was given has expired")),
+            },
+        };
+        let started = Instant::now();
+        let sensed = match record.work.input(modality, content) {
+            Ok(input) => self.patiently(context, || self.understanding.sense(modality, &model, &input, context)).await,
+            Err(error) => Err(error),
+        };
+        match sensed {
+            Ok(mut branch) => {
+                branch.seconds = started.elapsed().as_secs_f64();
+                Ok(branch)
+            }
+            Err(error) if is_final(&error) => Ok(Branch::silent(modality, &model, State::Failed, error.to_string())),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Tries again for as long as there is no room.
+    async fn patiently<T, F>(&self, context: &Context, attempt: impl Fn() -> F) -> Result<T>
+    where
+        F: Future<Output = Result<T>>,
+    {
+        loop {
+            let error = {
+                match self.understanding.enter() {
+                    Err(error) => error,
+                    Ok(_permit) => match attempt().await {
+                        Err(error) => error,
+                        done => return done,
+                    },
+                }
+            };
+            match error {
+                Error::Exhausted { retry_after, .. } if !context.expired() => tokio::time::sleep(retry_after).await,
+                error => return Err(error),
+            }
+        }
+    }
+
+    /// Whoever has brought the last part sends for the join; two at once send the same message.
+    async fn join_if_complete(&self, task: &Task) -> Result<()> {
+        let parts = self.jobs.store.keys(&task.parts()).await?;
+        if parts.len() < task.modalities.len() {
+            return Ok(());
+        }
+        let join = Task { step: Step::Join, ..task.clone() };
+        self.jobs.push(&join, "").await
+    }
+
+    async fn join(&self, record: &Record, task: &Task, context: &Context) -> Result<Report> {
+        let parts = task.modalities.iter().map(|&modality| async move {
+            let kept = self.jobs.store.get(&task.part(modality)).await?;
+            let kept = kept.ok_or_else(|| Error::lost("a part of the item"))?;
+            record::from_json::<Branch>(&kept.value)
+        });
+        let branches: Vec<Branch> = try_join_all(parts).await?;
+        let input = record.work.question_of(&branches);
+        let timings = branches.iter().map(|branch| crate::understand::report::Timing {
+            stage: branch.modality.to_string(),
+            seconds: branch.seconds,
+        });
+        let timings: Vec<_> = timings.collect();
+        self.patiently(context, || async {
+            let before = (Instant::now(), timings.clone());
+            let mut events = std::pin::pin!(self.understanding.conclude(&input, branches.clone(), context, before));
+            let mut told = Err(Error::Internal("understanding ended without a report".to_owned()));
+            while let Some(event) = events.next().await {
+                if let Event::Done(report) = event {
+                    told = Ok(*report);
+                }
+            }
+            match told {
+                // nobody to write it now is no reason to do without
+                Ok(Report { answer, .. }) if answer.error.as_ref().is_some_and(|error| !is_final(error)) => {
+                    Err(answer.error.unwrap_or(Error::Cancelled))
+                }
+                told => told,
+            }
+        })
+        .await
+    }
+
+    /// Keeps what came of an item, once.
+    async fn conclude(&self, task: &Task, report: Option<Report>, error: String) -> Result<()> {
+        let silent = report.as_ref().map(|report| {
+            let failed = |branch: &&Branch| matches!(branch.state, State::Failed | State::Late);
+            let failed: Vec<_> = report.branches.iter().filter(failed).collect();
+            let all = failed.len() == report.branches.len();
+            all.then(|| {
+                failed.iter().map(|branch| format!("{}: {}", branch.modality, branch.reason)).collect::<Vec<_>>()
+            })
+        });
+        let error = silent.flatten().map_or(error, |reasons| reasons.join("; "));
+        let outcome = Outcome { index: task.item, name: task.name.clone(), report, error };
+        let value = record::to_json(&outcome)?;
+        let content = if value.len() > self.jobs.options.inline_bytes {
+            let name = format!("{}.outcome.{}", task.outcome(), task.attempt);
+            self.jobs.store.put_blob(&name, value).await?;
+            Content::Blob(name)
+        } else {
+            Content::Inline(value)
+        };
+        let first = self.jobs.store.create(&task.outcome(), record::encode(&content)?).await?;
+        // of two that did the same, the first one's word counts
+        let outcome = if first { Some(outcome) } else { self.jobs.outcome(task.outcome()).await? };
+        match outcome {
+            Some(outcome) if !outcome.error.is_empty() => {
+                self.jobs.store.create(&task.failure(), Bytes::new()).await?;
+            }
+            // a failed item may be replayed, and needs what it was given
+            Some(_) => self.forget(task).await,
+            None => {}
+        }
+        self.jobs.store.tell(&task.id, "");
+        Ok(())
+    }
+
+    async fn forget(&self, task: &Task) {
+        for &modality in &task.modalities {
+            // expires anyhow
+            let _ = self.jobs.store.remove(&task.part(modality)).await;
+            let _ = self.jobs.store.remove_blob(&record::content(&task.id, task.item, modality)).await;
+        }
+    }
+
+    /// Lays a task to the dead letters; its item has failed, and the job goes on without it.
+    pub(super) async fn bury(&self, task: Task, deliveries: u64, error: &str) -> Result<()> {
+        let Some(kept) = self.jobs.store.get(&task.job).await? else { return Ok(()) };
+        let record: Record = record::from_json(&kept.value)?;
+        tracing::error!(job = task.id, item = task.item, queue = task.queue(), deliveries, error, "task given up");
+        metrics::counter!("sensorium_jobs_dead_total", "modality" => task.queue()).increment(1);
+        let reason = format!("given up after {deliveries} deliveries: {error}");
+        let letter = Letter {
+            tenant: record.tenant,
+            task: task.clone(),
+            error: error.to_owned(),
+            deliveries,
+            buried: record::now(),
+        };
+        self.jobs.store.bury(record::encode(&letter)?).await?;
+        match task.step {
+            Step::Sense(modality, _) => {
+                let branch = Branch::silent(modality, self.understanding.model(modality), State::Failed, reason);
+                self.jobs.store.create(&task.part(modality), record::to_json(&branch)?).await?;
+                self.join_if_complete(&task).await
+            }
+            Step::Join => self.conclude(&task, None, reason).await,
+        }
+    }
+}
+
+/// What travels with a task into its trace.
+pub type Continue = Arc<dyn Fn(&tracing::Span, &str) + Send + Sync>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_would_fail_again_is_final() {
+        assert!(is_final(&Error::invalid("image", "no image")));
+        assert!(is_final(&Error::FailedPrecondition { reason: "QUARANTINED", message: String::new() }));
+        assert!(!is_final(&Error::lost("a replica")));
+        assert!(!is_final(&Error::DeadlineExceeded { stage: String::new() }));
+        // a model that nobody holds at the moment
+        assert!(!is_final(&Error::NotFound { what: String::new(), known: String::new() }));
+    }
+}
