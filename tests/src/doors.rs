@@ -33,7 +33,7 @@ impl Doors {
         Self { clients, at: Arc::default(), turned: Arc::default() }
     }
 
-    /// ModelInfer at the gateway that answered last, and at the next on UNAVAILABLE.
+    /// ModelInfer at the gateway that answered last, and at the next on UNAVAILABLE or a broken connection.
     pub async fn infer(&self, ask: Ask) -> Result<Given, Status> {
         let mut tries = 0;
         loop {
@@ -41,7 +41,7 @@ impl Doors {
             let answer = self.clients[at % self.clients.len()].infer(ask.clone()).await;
             tries += 1;
             match answer {
-                Err(status) if status.code() == Code::Unavailable && tries < TRIES => {
+                Err(status) if is_elsewhere(&status) && tries < TRIES => {
                     self.turned.fetch_add(1, Relaxed);
                     // others may have turned already
                     let _ = self.at.compare_exchange(at, at + 1, Relaxed, Relaxed);
@@ -58,4 +58,10 @@ impl Doors {
     pub fn turned(&self) -> usize {
         self.turned.load(Relaxed)
     }
+}
+
+/// Other gRPC libraries call a broken connection UNAVAILABLE; tonic says that it does not know, and why.
+fn is_elsewhere(status: &Status) -> bool {
+    let broken = status.code() == Code::Unknown && std::error::Error::source(status).is_some();
+    broken || status.code() == Code::Unavailable
 }

@@ -50,15 +50,6 @@ async fn what_one_gateway_does_the_others_know() {
         assert_eq!(largest_batch(client).await, 4);
     }
 
-    clients[1].unload("identity").await.unwrap();
-    for client in &clients {
-        eventually("unloaded", async || client.infer(ask(0)).await.err().filter(|no| no.code() == Code::NotFound))
-            .await;
-    }
-    clients[2].load("identity").await.unwrap();
-    for client in &clients {
-        eventually("loaded", async || client.infer(ask(0)).await.ok()).await;
-    }
     let mut request = RepositoryModelLoadRequest { model_name: "chaos".to_owned(), ..Default::default() };
     let text = sensorium_proto::inference::model_repository_parameter::ParameterChoice::StringParam(altered);
     let parameter = sensorium_proto::inference::ModelRepositoryParameter { parameter_choice: Some(text) };
@@ -69,6 +60,16 @@ async fn what_one_gateway_does_the_others_know() {
         eventually("what was loaded is described", async || (largest_batch(client).await == 7).then_some(())).await;
     }
     assert!(loaded.elapsed().as_secs() < 30, "another gateway described what was replaced for {:?}", loaded.elapsed());
+
+    clients[1].unload("identity").await.unwrap();
+    for client in &clients {
+        eventually("unloaded", async || client.infer(ask(0)).await.err().filter(|no| no.code() == Code::NotFound))
+            .await;
+    }
+    clients[2].load("identity").await.unwrap();
+    for client in &clients {
+        eventually("loaded", async || client.infer(ask(0)).await.ok()).await;
+    }
 }
 
 #[tokio::test]
