@@ -51,6 +51,12 @@ test: setup-tests ## Sets up and passes all tests.
 	@$(with_env) SENSORIUM_BINARY="$(binary)" cargo test --release --locked --workspace
 	@$(with_env) SENSORIUM_BINARY="$(binary)" "$$SENSORIUM_TEST_PYTHON" -m pytest -q tests/tritonclient
 
+.PHONY: chaos
+chaos: setup-tests ## Faults in random order under load; SENSORIUM_CHAOS_SECONDS and _SEED choose.
+	@$(with_env) cargo build --release --locked --workspace --all-targets
+	@$(with_env) SENSORIUM_BINARY="$(binary)" cargo test --release --locked --workspace --test cluster -- --ignored \
+		--nocapture --test-threads 1
+
 .PHONY: lint
 lint: setup ## Checks formatting, clippy, rustdoc and the direction of dependencies.
 	cargo fmt --all --check

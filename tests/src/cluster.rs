@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use crate::process::Process;
+use crate::process::{Exit, Process};
 use crate::server::{binary, free_address};
-use crate::{Client, Repository, get, within};
+use crate::{Client, Network, Repository, get, within};
 
 /// How long a node may take to be ready.
 const READY: Duration = Duration::from_secs(120);
@@ -20,26 +20,51 @@ fn program(name: &str) -> PathBuf {
     found.unwrap_or_else(|| panic!("{name} is not installed: `make setup-tests` installs it"))
 }
 
+/// Where a process runs: on this host, or on one of a network.
+#[derive(Clone)]
+struct Place {
+    namespace: Option<String>,
+    /// Two addresses that nobody else there listens at.
+    addresses: [SocketAddr; 2],
+}
+
+impl Place {
+    fn of(network: Option<&Network>, host: &str) -> Self {
+        let Some(network) = network else {
+            return Self { namespace: None, addresses: [free_address(), free_address()] };
+        };
+        // nobody else is on that host
+        let addresses = [8001, 8002].map(|port| SocketAddr::new(network.address(host), port));
+        Self { namespace: Some(network.namespace(host)), addresses }
+    }
+
+    fn spawn(&self, program: &Path, arguments: &[String]) -> Process {
+        Process::spawn_within(self.namespace.as_deref(), program, arguments, &[])
+    }
+}
+
 /// etcd, whose data outlive its process.
 pub struct Etcd {
     folder: TempDir,
-    client: SocketAddr,
-    peer: SocketAddr,
+    place: Place,
     process: Option<Process>,
 }
 
 impl Etcd {
     /// Starts it, empty.
     pub async fn start() -> Self {
-        let folder = TempDir::new().expect("a folder");
-        let mut etcd = Self { folder, client: free_address(), peer: free_address(), process: None };
+        Self::start_at(Place::of(None, "etcd")).await
+    }
+
+    async fn start_at(place: Place) -> Self {
+        let mut etcd = Self { folder: TempDir::new().expect("a folder"), place, process: None };
         etcd.resume().await;
         etcd
     }
 
     /// Its URL.
     pub fn url(&self) -> String {
-        format!("http://{}", self.client)
+        format!("http://{}", self.place.addresses[0])
     }
 
     /// Kills it.
@@ -57,7 +82,8 @@ impl Etcd {
 
     /// Starts it again, at the same place.
     pub async fn resume(&mut self) {
-        let (client, peer) = (self.url(), format!("http://{}", self.peer));
+        let [address, peer] = self.place.addresses;
+        let (client, peer) = (self.url(), format!("http://{peer}"));
         let data = self.folder.path().join("data").display().to_string();
         let arguments = [
             ("--name", "one"),
@@ -70,9 +96,9 @@ impl Etcd {
         ];
         let arguments: Vec<String> =
             arguments.iter().flat_map(|(name, value)| [(*name).to_owned(), (*value).to_owned()]).collect();
-        let mut process = Process::spawn(&program("etcd"), &arguments, &[]);
+        let mut process = self.place.spawn(&program("etcd"), &arguments);
         let until = Instant::now() + READY;
-        while !get(self.client, "/health").await.is_ok_and(|(_, body)| body.contains("true")) {
+        while !get(address, "/health").await.is_ok_and(|(_, body)| body.contains("true")) {
             process.must_run();
             assert!(Instant::now() < until, "etcd is not healthy:\n{}", process.log());
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -91,16 +117,17 @@ pub struct Node {
     pub http: SocketAddr,
     /// The process.
     pub process: Process,
+    place: Place,
     arguments: Vec<String>,
 }
 
 impl Node {
-    fn spawn(role: &str, name: &str, listen: &str, arguments: Vec<String>) -> Self {
-        let (grpc, http) = (free_address(), free_address());
+    fn spawn(role: &str, name: &str, listen: &str, place: Place, arguments: Vec<String>) -> Self {
+        let [grpc, http] = place.addresses;
         let own = [role, "--name", name, listen, &grpc.to_string(), "--http", &http.to_string()];
         let arguments: Vec<String> = own.iter().map(|&own| own.to_owned()).chain(arguments).collect();
-        let process = Process::spawn(&binary(), &arguments, &[]);
-        Self { name: name.to_owned(), grpc, http, process, arguments }
+        let process = place.spawn(&binary(), &arguments);
+        Self { name: name.to_owned(), grpc, http, process, place, arguments }
     }
 
     /// Waits until it is ready.
@@ -116,7 +143,15 @@ impl Node {
     /// Starts it again at the same place, whatever has become of it.
     pub fn resurrect(&mut self) {
         self.process.signal("KILL");
-        self.process = Process::spawn(&binary(), &self.arguments, &[]);
+        self.process = self.place.spawn(&binary(), &self.arguments);
+    }
+
+    /// Asks it to stop, waits for that, and starts it again at the same place. How the one before ended.
+    pub async fn restart(&mut self) -> Exit {
+        self.process.signal("TERM");
+        let exit = self.process.ended(Duration::from_secs(60)).await;
+        self.process = self.place.spawn(&binary(), &self.arguments);
+        exit
     }
 
     /// Clients of all services, over a connection of their own.
@@ -140,17 +175,33 @@ pub struct Cluster {
     pub workers: Vec<Node>,
     repository: Repository,
     settings: Vec<(String, String)>,
+    network: Option<Network>,
 }
 
 impl Cluster {
     /// etcd alone, for nodes that serve `repository`.
     pub async fn new(repository: Repository) -> Self {
+        Self::on(None, repository).await
+    }
+
+    /// The same on hosts of a network: `etcd`, and each node on the host of its name.
+    pub async fn within(network: Network, repository: Repository) -> Self {
+        Self::on(Some(network), repository).await
+    }
+
+    async fn on(network: Option<Network>, repository: Repository) -> Self {
         let settings = vec![
             ("register.lease_seconds".to_owned(), "2".to_owned()),
             ("compute.intra_op_threads".to_owned(), "1".to_owned()),
             ("drain_notice_ms".to_owned(), "200".to_owned()),
         ];
-        Self { etcd: Etcd::start().await, gateways: Vec::new(), workers: Vec::new(), repository, settings }
+        let etcd = Etcd::start_at(Place::of(network.as_ref(), "etcd")).await;
+        Self { etcd, gateways: Vec::new(), workers: Vec::new(), repository, settings, network }
+    }
+
+    /// The network that its hosts are on.
+    pub fn network(&self) -> &Network {
+        self.network.as_ref().expect("a cluster within a network")
     }
 
     /// So many gateways and workers, ready.
@@ -177,7 +228,8 @@ impl Cluster {
     /// One more gateway; it is not waited for.
     pub fn add_gateway(&mut self) {
         let name = format!("gateway-{}", self.gateways.len());
-        self.gateways.push(Node::spawn("gateway", &name, "--grpc", self.arguments()));
+        let place = Place::of(self.network.as_ref(), &name);
+        self.gateways.push(Node::spawn("gateway", &name, "--grpc", place, self.arguments()));
     }
 
     /// One more worker, with further arguments; it is not waited for.
@@ -185,7 +237,8 @@ impl Cluster {
         let name = format!("worker-{}", self.workers.len());
         let repository = ["--repository".to_owned(), self.repository.path().display().to_string()];
         let arguments = self.arguments().into_iter().chain(repository).chain(more.iter().map(|&more| more.to_owned()));
-        self.workers.push(Node::spawn("worker", &name, "--listen", arguments.collect()));
+        let place = Place::of(self.network.as_ref(), &name);
+        self.workers.push(Node::spawn("worker", &name, "--listen", place, arguments.collect()));
     }
 
     /// Waits until all nodes are ready, and every gateway sees every worker.

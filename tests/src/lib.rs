@@ -5,28 +5,36 @@
 //! reads answers.
 
 mod ask;
+mod balancer;
 mod client;
 mod cluster;
+mod doors;
 mod http;
 mod load;
+mod netns;
 mod process;
 mod refusal;
 mod repository;
 pub mod samples;
 mod server;
+mod wire;
 pub mod words;
 
 use std::time::Duration;
 
 pub use ask::{Ask, Given, chaos};
+pub use balancer::Balancer;
 pub use client::{Client, within};
 pub use cluster::{Cluster, Etcd, Node};
+pub use doors::Doors;
 pub use http::get;
 pub use load::{Load, eventually};
+pub use netns::Network;
 pub use process::{Exit, Process};
 pub use refusal::Refusal;
 pub use repository::Repository;
 pub use server::{Server, ServerOptions};
+pub use wire::Link;
 
 /// What no answer may take, on a slow machine under load: past it something hangs.
 pub const PATIENCE: Duration = Duration::from_secs(300);

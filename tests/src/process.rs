@@ -42,9 +42,24 @@ pub struct Process {
 impl Process {
     /// Starts a program.
     pub fn spawn(program: &Path, arguments: &[String], environment: &[(String, String)]) -> Self {
+        Self::spawn_within(None, program, arguments, environment)
+    }
+
+    /// Starts a program within a network namespace.
+    pub fn spawn_within(
+        namespace: Option<&str>,
+        program: &Path,
+        arguments: &[String],
+        environment: &[(String, String)],
+    ) -> Self {
         let log = NamedTempFile::new().expect("a file for the log");
         let mut command = Command::new("sh");
-        command.arg("-c").arg(WRAPPER).arg("sh").arg(program).args(arguments);
+        command.arg("-c").arg(WRAPPER).arg("sh");
+        if let Some(namespace) = namespace {
+            // it becomes the program, so the process id is the program's
+            command.args(["ip", "netns", "exec", namespace]);
+        }
+        command.arg(program).args(arguments);
         clean(&mut command);
         command.envs(environment.iter().cloned());
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log.reopen().expect("the log, once more"));
@@ -86,6 +101,11 @@ impl Process {
 
     /// Waits for the end; panics if it does not come in time.
     pub async fn wait(mut self, patience: Duration) -> Exit {
+        self.ended(patience).await
+    }
+
+    /// The same, of a process that is kept for its log.
+    pub async fn ended(&mut self, patience: Duration) -> Exit {
         let until = Instant::now() + patience;
         loop {
             if let Some(status) = self.wrapper.try_wait().expect("its status") {

@@ -71,6 +71,20 @@ impl Repository {
         self
     }
 
+    /// A copy of a model of the pack under another name, whose files can each be replaced.
+    #[must_use]
+    pub fn copy_files(self, model: &str, name: &str) -> Self {
+        let (source, target) = (pack().join(model), self.own().join(name).join("1"));
+        let text = fs::read_to_string(source.join("model.toml")).expect("model.toml of the pack");
+        self.write(name, &text, &[]);
+        fs::create_dir(&target).expect("a folder");
+        for file in fs::read_dir(source.join("1")).expect("the version's files") {
+            let file = file.expect("a file");
+            symlink(file.path(), target.join(file.file_name())).expect("a link");
+        }
+        self
+    }
+
     /// A copy of a model of the pack whose weights break off.
     #[must_use]
     pub fn broken(self, model: &str, name: &str, settings: &[(&str, &str)]) -> Self {

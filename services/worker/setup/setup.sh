@@ -2,7 +2,7 @@
 # Everything that Sensorium needs beside its source: build tools, libtorch, the model pack, samples.
 #
 #   setup.sh            what building and running need
-#   setup.sh --tests    also what the tests need: etcd, NATS and Redis to start, and a Python with Triton's client
+#   setup.sh --tests    also what the tests need: etcd, NATS and Redis to start, iproute2, and a Python with Triton's client
 #
 # Idempotent: what is there is not made again, and a second run takes about a second. All of it but the Debian packages
 # lies in ${SENSORIUM_CACHE:-~/.cache/sensorium}, in folders named after version and checksum, each made aside and
@@ -53,7 +53,7 @@ trap '[[ -z $making ]] || rm -rf "$making"' EXIT
 debian_packages() {
     command -v dpkg-query > /dev/null || { say "not Debian: see to g++, make, pkg-config, cmake, protoc, python3 yourself"; return; }
     local wanted=(g++ make pkg-config cmake protobuf-compiler libprotobuf-dev python3 python3-venv ca-certificates curl) missing=() package
-    $tests && wanted+=(etcd-server nats-server redis-server)
+    $tests && wanted+=(etcd-server nats-server redis-server iproute2)
     for package in "${wanted[@]}"; do
         [[ $(dpkg-query -W -f '${Status}' "$package" 2> /dev/null) == 'install ok installed' ]] || missing+=("$package")
     done

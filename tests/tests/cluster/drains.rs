@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use sensorium_tests::Server;
+use sensorium_tests::{Doors, Server};
 
-use super::{cluster, load, none_failed};
+use super::{cluster, load, load_at, none_failed};
 
 #[tokio::test]
 async fn a_drained_worker_leaves_without_a_trace() {
@@ -26,16 +26,20 @@ async fn a_drained_worker_leaves_without_a_trace() {
 
 #[tokio::test]
 async fn every_process_can_be_rolled_under_load() {
-    let mut cluster = cluster(1, 2).await;
-    let client = cluster.gateways[0].client().await;
-    let load = load(&client);
+    let mut cluster = cluster(2, 2).await;
+    let doors = Doors::of(&cluster.gateways).await;
+    let load = load_at(&doors);
     load.answers(30).await;
-    for at in 0..2 {
-        cluster.workers[at].process.signal("TERM");
-        tokio::time::sleep(Duration::from_millis(1500)).await;
-        cluster.workers[at].resurrect();
+    load.recovered("start");
+    for at in 0..4 {
+        let node = if at < 2 { &mut cluster.workers[at] } else { &mut cluster.gateways[at - 2] };
+        let exit = node.restart().await;
+        assert_eq!(exit.code, Some(0), "{}", exit.log);
+        let name = node.name.clone();
         cluster.ready().await;
         load.answers(30).await;
+        load.recovered(&format!("restart of {name}"));
     }
+    println!("{} requests turned to the other gateway", doors.turned());
     none_failed(load).await;
 }

@@ -2,23 +2,41 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(clippy::print_stdout, reason = "measured figures belong to the output of a test")]
 
+mod balanced;
+mod chaos;
 mod drains;
 mod forms;
 mod losses;
 mod outages;
+mod partitions;
+mod replicas;
 
-use sensorium_tests::{Ask, Client, Cluster, Load, Repository};
+use sensorium_tests::{Ask, Client, Cluster, Doors, Load, Repository};
 
 /// `identity` and `minilm` on two workers, behind as many gateways as asked for.
 async fn cluster(gateways: usize, workers: usize) -> Cluster {
     Cluster::start(Repository::new().with(&["identity", "minilm"]), gateways, workers).await
 }
 
-/// A steady load of both models; each request may take 20 s.
-fn load(client: &Client) -> Load {
-    Load::start(client, 6, |caller, turn| match caller % 2 {
+/// What a steady load asks: both models; each request may take 20 s.
+fn ask(caller: usize, turn: usize) -> Ask {
+    match caller % 2 {
         0 => Ask::of("identity").fp32("INPUT0", &[1, 16], &[turn as f32; 16]).deadline(20_000),
         _ => Ask::of("minilm").bytes("text", &[format!("caller {caller} in turn {turn}")]).deadline(20_000),
+    }
+}
+
+/// A steady load at one gateway.
+fn load(client: &Client) -> Load {
+    Load::start(client, 6, ask)
+}
+
+/// The same of callers that turn to another gateway when one is not to be had.
+fn load_at(doors: &Doors) -> Load {
+    let doors = doors.clone();
+    Load::of(6, move |caller, turn| {
+        let doors = doors.clone();
+        async move { doors.infer(ask(caller, turn)).await.map(drop) }
     })
 }
 

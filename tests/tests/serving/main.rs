@@ -2,10 +2,12 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(clippy::print_stdout, reason = "measured quality belongs to the output of a test")]
 
+mod budgets;
 mod crowd;
 mod embed;
 mod generation;
 mod guards;
+mod reloads;
 mod senses;
 mod speech;
 mod text;

@@ -123,3 +123,32 @@ async fn a_sense_with_nothing_in_it_is_empty() {
     }
     assert!(!result(&events).degraded);
 }
+
+#[tokio::test]
+async fn a_guard_that_cannot_judge_contains_what_it_would_have_judged() {
+    let models = ["minilm", "efficientnet-lite0", "silero-vad", "whisper-tiny-en"];
+    let server = Server::start(
+        ServerOptions::new(Repository::new().with(&models))
+            .set("understand.audio", "whisper-tiny-en")
+            .set("understand.text_guard_blocks", "true")
+            .set("understand.image_guard_blocks", "true"),
+    )
+    .await;
+    let client = server.client().await;
+    let events = understand(&client, asked(three_parts())).await.unwrap();
+    let senses = [Modality::Text, Modality::Image, Modality::Audio];
+    for (modality, guard) in senses.into_iter().zip(["prompt-guard", "open-nsfw", "prompt-guard"]) {
+        let branch = branch(result(&events), modality);
+        assert_eq!(branch.state(), State::Blocked, "{branch:?}");
+        assert!(branch.reason.contains(guard) && branch.reason.contains("cannot judge"), "{}", branch.reason);
+        assert!(branch.words.is_empty() && branch.embedding.is_empty() && branch.labels.is_empty(), "{branch:?}");
+        assert!(branch.guards.len() == 1 && branch.guards[0].blocked && !branch.guards[0].triggered, "{branch:?}");
+    }
+    assert!(result(&events).fusion.as_ref().is_none_or(|fusion| fusion.embedding.is_empty()));
+    // and the question itself, if it is given apart
+    let question = "Is there an animal in the picture?".to_owned();
+    let request = UnderstandRequest { question, no_answer: false, ..asked(three_parts()) };
+    let events = understand(&client, request).await.unwrap();
+    let answer = result(&events).answer.as_ref().unwrap();
+    assert!(answer.text.is_empty() && answer.reason.contains("cannot judge"), "{answer:?}");
+}
