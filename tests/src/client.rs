@@ -10,6 +10,7 @@ use sensorium_proto::admin::admin_client::AdminClient;
 use sensorium_proto::admin::{Actor, GetActorTreeRequest, GetClusterRequest, GetClusterResponse, RestartActorRequest};
 use sensorium_proto::inference::grpc_inference_service_client::GrpcInferenceServiceClient;
 use sensorium_proto::inference::*;
+use sensorium_proto::v1::jobs_client::JobsClient;
 use sensorium_proto::v1::sensorium_client::SensoriumClient;
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
@@ -31,6 +32,8 @@ pub struct Client {
     pub inference: GrpcInferenceServiceClient<Channel>,
     /// `sensorium.v1`.
     pub sensorium: SensoriumClient<Channel>,
+    /// `sensorium.v1.Jobs`.
+    pub jobs: JobsClient<Channel>,
     /// `sensorium.admin.v1`.
     pub admin: AdminClient<Channel>,
     /// `grpc.health.v1`.
@@ -49,6 +52,7 @@ impl Client {
         Self {
             inference: GrpcInferenceServiceClient::new(channel.clone()).max_decoding_message_size(most),
             sensorium: SensoriumClient::new(channel.clone()).max_decoding_message_size(most),
+            jobs: JobsClient::new(channel.clone()).max_decoding_message_size(most),
             admin: AdminClient::new(channel.clone()),
             health: HealthClient::new(channel.clone()),
             channel,

@@ -8,13 +8,13 @@ use tempfile::TempDir;
 
 use crate::process::{Exit, Process};
 use crate::server::{binary, free_address};
-use crate::{Client, Network, Repository, get, within};
+use crate::{Client, Network, Outside, Repository, get, within};
 
 /// How long a node may take to be ready.
 const READY: Duration = Duration::from_secs(120);
 
 /// A program of Debian's packages.
-fn program(name: &str) -> PathBuf {
+pub(crate) fn program(name: &str) -> PathBuf {
     let folders = ["/usr/bin", "/usr/sbin", "/usr/local/bin"];
     let found = folders.iter().map(|folder| Path::new(folder).join(name)).find(|path| path.is_file());
     found.unwrap_or_else(|| panic!("{name} is not installed: `make setup-tests` installs it"))
@@ -169,6 +169,10 @@ impl Node {
 pub struct Cluster {
     /// Where they are registered.
     pub etcd: Etcd,
+    /// Where jobs are kept, if anywhere.
+    pub nats: Option<Outside>,
+    /// Where answers are kept, if anywhere.
+    pub redis: Option<Outside>,
     /// `gateway-0`, `gateway-1`, …
     pub gateways: Vec<Node>,
     /// `worker-0`, `worker-1`, …
@@ -196,7 +200,8 @@ impl Cluster {
             ("drain_notice_ms".to_owned(), "200".to_owned()),
         ];
         let etcd = Etcd::start_at(Place::of(network.as_ref(), "etcd")).await;
-        Self { etcd, gateways: Vec::new(), workers: Vec::new(), repository, settings, network }
+        let (gateways, workers) = (Vec::new(), Vec::new());
+        Self { etcd, nats: None, redis: None, gateways, workers, repository, settings, network }
     }
 
     /// The network that its hosts are on.
@@ -206,11 +211,30 @@ impl Cluster {
 
     /// So many gateways and workers, ready.
     pub async fn start(repository: Repository, gateways: usize, workers: usize) -> Self {
-        let mut cluster = Self::new(repository).await;
-        (0..workers).for_each(|_| cluster.add_worker(&[]));
-        (0..gateways).for_each(|_| cluster.add_gateway());
-        cluster.ready().await;
-        cluster
+        Self::new(repository).await.of(gateways, workers).await
+    }
+
+    /// NATS for the gateways that are added from now on, which lets a task go to others after two seconds.
+    #[must_use]
+    pub async fn with_nats(mut self) -> Self {
+        self.nats = Some(Outside::nats().await);
+        self.set("jobs.ack_seconds", "2")
+    }
+
+    /// Redis for the gateways that are added from now on.
+    #[must_use]
+    pub async fn with_redis(mut self) -> Self {
+        self.redis = Some(Outside::redis().await);
+        self
+    }
+
+    /// So many gateways and workers, ready.
+    #[must_use]
+    pub async fn of(mut self, gateways: usize, workers: usize) -> Self {
+        (0..workers).for_each(|_| self.add_worker(&[]));
+        (0..gateways).for_each(|_| self.add_gateway());
+        self.ready().await;
+        self
     }
 
     /// A key for all nodes that are added from now on.
@@ -229,7 +253,13 @@ impl Cluster {
     pub fn add_gateway(&mut self) {
         let name = format!("gateway-{}", self.gateways.len());
         let place = Place::of(self.network.as_ref(), &name);
-        self.gateways.push(Node::spawn("gateway", &name, "--grpc", place, self.arguments()));
+        let mut arguments = self.arguments();
+        for (flag, scheme, outside) in [("--nats", "nats", &self.nats), ("--redis", "redis", &self.redis)] {
+            if let Some(outside) = outside {
+                arguments.extend([flag.to_owned(), format!("{scheme}://{}", outside.address())]);
+            }
+        }
+        self.gateways.push(Node::spawn("gateway", &name, "--grpc", place, arguments));
     }
 
     /// One more worker, with further arguments; it is not waited for.

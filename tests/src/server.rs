@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use tempfile::TempDir;
+
 use crate::process::{Exit, Process, clean};
 use crate::{Client, Repository, get};
 
@@ -64,6 +66,7 @@ pub struct Server {
     pub http: SocketAddr,
     process: Process,
     _repository: Repository,
+    _state: TempDir,
 }
 
 impl Server {
@@ -83,7 +86,7 @@ impl Server {
 
     /// Starts a server and does not wait.
     pub fn spawn(options: ServerOptions) -> Self {
-        let (grpc, http) = (free_address(), free_address());
+        let (grpc, http, state) = (free_address(), free_address(), TempDir::new().expect("a folder"));
         let mut arguments = vec!["serve".to_owned()];
         let mut with = |name: &str, value: String| arguments.extend([name.to_owned(), value]);
         with("--grpc", grpc.to_string());
@@ -92,6 +95,8 @@ impl Server {
         if !options.models.is_empty() {
             with("--models", options.models.join(","));
         }
+        // several servers do not share one file; where a test names its own, that comes later and counts
+        with("--set", format!("jobs.path={}", state.path().join("jobs.redb").display()));
         for (key, value) in &options.settings {
             with("--set", format!("{key}={value}"));
         }
@@ -99,7 +104,7 @@ impl Server {
             arguments.push("--supervised".to_owned());
         }
         let process = Process::spawn(&binary(), &arguments, &options.environment);
-        Self { grpc, http, process, _repository: options.repository }
+        Self { grpc, http, process, _repository: options.repository, _state: state }
     }
 
     /// Clients of all services, over a connection of their own.
@@ -120,6 +125,11 @@ impl Server {
     /// Asks the server to stop, as an orchestrator would.
     pub fn terminate(&self) {
         self.process.signal("TERM");
+    }
+
+    /// Sends a signal, such as `KILL`.
+    pub fn signal(&self, name: &str) {
+        self.process.signal(name);
     }
 
     /// Waits for the end; panics if it does not come in time.

@@ -3,9 +3,11 @@
 #![allow(clippy::print_stdout, reason = "measured figures belong to the output of a test")]
 
 mod balanced;
+mod cache;
 mod chaos;
 mod drains;
 mod forms;
+mod jobs;
 mod losses;
 mod outages;
 mod partitions;

@@ -7,6 +7,7 @@ mod crowd;
 mod embed;
 mod generation;
 mod guards;
+mod jobs;
 mod reloads;
 mod senses;
 mod speech;

@@ -1,0 +1,129 @@
+//! NATS and Redis, each a process of its own whose data outlive it.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::cluster::program;
+use crate::process::Process;
+use crate::server::free_address;
+
+/// How long one may take to answer.
+const READY: Duration = Duration::from_secs(60);
+
+/// A server of Debian's packages.
+pub struct Outside {
+    program: &'static str,
+    folder: TempDir,
+    address: SocketAddr,
+    arguments: Vec<String>,
+    process: Option<Process>,
+}
+
+impl Outside {
+    /// NATS with JetStream.
+    pub async fn nats() -> Self {
+        Self::start("nats-server", |address, data| {
+            vec![
+                "-a".into(),
+                address.ip().to_string(),
+                "-p".into(),
+                address.port().to_string(),
+                "-js".into(),
+                "-sd".into(),
+                data,
+            ]
+        })
+        .await
+    }
+
+    /// Redis without a password.
+    pub async fn redis() -> Self {
+        Self::redis_with(&[]).await
+    }
+
+    /// Redis with further arguments.
+    pub async fn redis_with(more: &[&str]) -> Self {
+        Self::start("redis-server", |address, data| {
+            let (host, port) = (address.ip().to_string(), address.port().to_string());
+            let own = ["--bind", &host, "--port", &port, "--dir", &data, "--save", "", "--appendonly", "no"];
+            own.iter().chain(more).map(|&argument| argument.to_owned()).collect()
+        })
+        .await
+    }
+
+    /// A sentinel that watches over `master`, under this name.
+    pub async fn sentinel(master: &Self, name: &str) -> Self {
+        let watched = master.address;
+        Self::start("redis-server", |address, data| {
+            let file = format!("{data}/sentinel.conf");
+            let lines = [
+                format!("port {}\nbind {}\ndir {data}", address.port(), address.ip()),
+                format!("sentinel monitor {name} {} {} 1\n", watched.ip(), watched.port()),
+            ];
+            std::fs::write(&file, lines.join("\n")).expect("its configuration");
+            vec![file, "--sentinel".to_owned()]
+        })
+        .await
+    }
+
+    async fn start(program: &'static str, arguments: impl FnOnce(SocketAddr, String) -> Vec<String>) -> Self {
+        let (folder, address) = (TempDir::new().expect("a folder"), free_address());
+        let data = folder.path().join("data");
+        std::fs::create_dir(&data).expect("a folder");
+        let arguments = arguments(address, data.display().to_string());
+        let mut outside = Self { program, folder, address, arguments, process: None };
+        outside.resume().await;
+        outside
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Its process.
+    pub fn process(&self) -> &Process {
+        self.process.as_ref().expect("it runs")
+    }
+
+    /// Kills it.
+    pub async fn stop(&mut self) {
+        if let Some(process) = self.process.take() {
+            process.signal("KILL");
+            process.wait(Duration::from_secs(10)).await;
+        }
+    }
+
+    /// Forgets all that it was told; to be called while it is stopped.
+    pub fn forget(&self) {
+        let data = self.folder.path().join("data");
+        std::fs::remove_dir_all(&data).expect("its data");
+        std::fs::create_dir(&data).expect("a folder");
+    }
+
+    /// Starts it again, at the same place.
+    pub async fn resume(&mut self) {
+        let mut process = Process::spawn(&program(self.program), &self.arguments, &[]);
+        let until = Instant::now() + READY;
+        while !self.answers().await {
+            process.must_run();
+            assert!(Instant::now() < until, "{} does not answer:\n{}", self.program, process.log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        self.process = Some(process);
+    }
+
+    /// Both say something to who says PING, whatever it is.
+    async fn answers(&self) -> bool {
+        let talk = async {
+            let mut stream = TcpStream::connect(self.address).await?;
+            stream.write_all(b"PING\r\n").await?;
+            stream.read_u8().await
+        };
+        tokio::time::timeout(Duration::from_secs(1), talk).await.is_ok_and(|said| said.is_ok())
+    }
+}

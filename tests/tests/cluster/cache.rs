@@ -1,0 +1,164 @@
+//! The cache on a real Redis, which dies, hangs and comes back; and what must never be shared.
+
+use std::time::Duration;
+
+use sensorium_tests::{Ask, Client, Cluster, Node, Outside, Repository, eventually};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::{load, none_failed};
+
+async fn cluster(gateways: usize) -> Cluster {
+    let repository = Repository::new().with(&["identity", "minilm"]);
+    Cluster::new(repository).await.with_redis().await.of(gateways, 1).await
+}
+
+/// Rows that the workers have embedded.
+async fn computed(client: &Client) -> u64 {
+    client.statistics("minilm").await.inference_count
+}
+
+async fn looked_up(gateway: &Node, outcome: &str) -> f64 {
+    gateway.metric("sensorium_cache_lookups_total", &[&format!("outcome=\"{outcome}\"")]).await
+}
+
+async fn redis_is(client: &Client, wanted: &str) {
+    eventually("the state of Redis", async || {
+        let told = client.cluster().await.ok()?;
+        told.dependencies.iter().any(|of| of.name == "redis" && of.state == wanted).then_some(())
+    })
+    .await;
+}
+
+fn texts(texts: &[&str]) -> Ask {
+    Ask::of("minilm").bytes("text", texts).deadline(20_000)
+}
+
+#[tokio::test]
+async fn what_one_gateway_has_computed_the_other_finds() {
+    let cluster = cluster(2).await;
+    let clients = [cluster.gateways[0].client().await, cluster.gateways[1].client().await];
+    for client in &clients {
+        redis_is(client, "ok").await;
+    }
+    let first = clients[0].infer(texts(&["one", "two"])).await.unwrap().fp32("embedding");
+    let before = computed(&clients[0]).await;
+    // written behind the answer's back
+    let found = eventually("it is in Redis", async || {
+        let again = clients[1].infer(texts(&["two", "one"])).await.ok()?;
+        (computed(&clients[0]).await == before).then_some(again)
+    })
+    .await;
+    let swapped = found.fp32("embedding");
+    assert_eq!((&swapped[..384], &swapped[384..]), (&first[384..], &first[..384]));
+    assert!(
+        looked_up(&cluster.gateways[1], "redis").await >= 1.0 || looked_up(&cluster.gateways[1], "near").await >= 2.0
+    );
+
+    // of a batch only what is new is computed, and the order is kept
+    let mixed = clients[1].infer(texts(&["three", "two", "three", "one"])).await.unwrap().fp32("embedding");
+    assert_eq!(computed(&clients[0]).await, before + 1);
+    assert_eq!((&mixed[384..768], &mixed[1152..]), (&first[384..], &first[..384]));
+    assert_eq!(mixed[..384], mixed[768..1152]);
+
+    // past the cache on request, and to the very same
+    let past = clients[1].infer(texts(&["one"]).set("cache", false)).await.unwrap().fp32("embedding");
+    assert_eq!(computed(&clients[0]).await, before + 2);
+    assert!(sensorium_tests::cosine(&past, &first[..384]) > 0.9999);
+    let told = clients[1].cluster().await.unwrap();
+    assert!(told.cache_hits >= 4 && told.cache_lookups > told.cache_hits, "{told:?}");
+}
+
+#[tokio::test]
+async fn a_redis_that_dies_or_hangs_fails_nobody() {
+    let mut cluster = cluster(1).await;
+    let client = cluster.gateways[0].client().await;
+    redis_is(&client, "ok").await;
+    let load = load(&client);
+    load.answers(50).await;
+    load.recovered("quiet");
+    cluster.redis.as_ref().unwrap().process().signal("STOP");
+    redis_is(&client, "down").await;
+    load.answers(100).await;
+    load.recovered("Redis hangs");
+    let asked = looked_up(&cluster.gateways[0], "miss").await;
+    let errors = async |reason: &str| {
+        let reason = format!("reason=\"{reason}\"");
+        cluster.gateways[0].metric("sensorium_cache_errors_total", &[&reason]).await
+    };
+    let (timeouts, rejected) = (errors("timeout").await, errors("circuit_open").await);
+    assert!(timeouts >= 1.0 && rejected > timeouts, "{timeouts} time-outs, {rejected} not even tried, {asked} misses");
+    cluster.redis.as_ref().unwrap().process().signal("CONT");
+    redis_is(&client, "ok").await;
+    load.recovered("Redis goes on");
+
+    cluster.redis.as_mut().unwrap().stop().await;
+    redis_is(&client, "down").await;
+    load.answers(100).await;
+    load.recovered("Redis killed");
+    cluster.redis.as_mut().unwrap().resume().await;
+    redis_is(&client, "ok").await;
+    none_failed(load).await;
+    client.infer(texts(&["after all that"])).await.unwrap();
+    eventually("it is written again", async || (stored(cluster.redis.as_ref().unwrap()).await > 0).then_some(())).await;
+}
+
+/// Says a word to Redis, and gives its answer.
+async fn say(redis: &Outside, words: &str) -> String {
+    let mut stream = TcpStream::connect(redis.address()).await.unwrap();
+    stream.write_all(format!("{words}\r\n").as_bytes()).await.unwrap();
+    let mut answer = vec![0; 4096];
+    let length = stream.read(&mut answer).await.unwrap();
+    String::from_utf8_lossy(&answer[..length]).trim().to_owned()
+}
+
+async fn stored(redis: &Outside) -> u64 {
+    say(redis, "DBSIZE").await.trim_start_matches(':').parse().unwrap()
+}
+
+/// A gateway with such a Redis, whose answers it must find there.
+async fn uses(redis: &Outside, url: &str, settings: &[(&str, &str)], count: impl AsyncFn() -> u64) {
+    let mut cluster = Cluster::new(Repository::new().with(&["minilm"])).await.set("redis", url);
+    for (key, value) in settings {
+        cluster = cluster.set(key, value);
+    }
+    let cluster = cluster.of(1, 1).await;
+    let client = cluster.gateways[0].client().await;
+    redis_is(&client, "ok").await;
+    client.infer(texts(&["one", "two", "three"])).await.unwrap();
+    eventually("three answers are in Redis", async || (count().await == 3).then_some(())).await;
+    // without a near-cache every answer comes from Redis
+    let before = computed(&client).await;
+    client.infer(texts(&["three", "one"])).await.unwrap();
+    assert_eq!(computed(&client).await, before, "{url} of {}", redis.address());
+}
+
+#[tokio::test]
+async fn redis_may_ask_for_a_password_be_a_cluster_or_stand_behind_sentinels() {
+    let far = ("cache.near_bytes", "0");
+    let patient = ("cache.timeout_ms", "1000");
+    let secret = Outside::redis_with(&["--requirepass", "secret"]).await;
+    let url = format!("redis://{}/1", secret.address());
+    uses(&secret, &url, &[far, patient, ("cache.password", "secret")], async || {
+        let mut stream = TcpStream::connect(secret.address()).await.unwrap();
+        stream.write_all(b"AUTH secret\r\nSELECT 1\r\nDBSIZE\r\n").await.unwrap();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let mut answer = vec![0; 4096];
+        let length = stream.read(&mut answer).await.unwrap();
+        let said = String::from_utf8_lossy(&answer[..length]).into_owned();
+        said.lines().last().and_then(|line| line.trim_start_matches(':').parse().ok()).unwrap_or(0)
+    })
+    .await;
+
+    let sharded = Outside::redis_with(&["--cluster-enabled", "yes"]).await;
+    assert_eq!(say(&sharded, "CLUSTER ADDSLOTSRANGE 0 16383").await, "+OK");
+    eventually("the cluster is whole", async || say(&sharded, "CLUSTER INFO").await.contains("state:ok").then_some(()))
+        .await;
+    let url = format!("redis+cluster://{}", sharded.address());
+    uses(&sharded, &url, &[far, patient], async || stored(&sharded).await).await;
+
+    let master = Outside::redis().await;
+    let sentinel = Outside::sentinel(&master, "answers").await;
+    let url = format!("redis+sentinel://{}/answers", sentinel.address());
+    uses(&master, &url, &[far, patient], async || stored(&master).await).await;
+}

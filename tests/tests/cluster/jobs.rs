@@ -1,0 +1,224 @@
+//! Jobs on a real NATS: nothing is lost and nothing is seen twice, whatever fails meanwhile.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use sensorium_proto::v1::part::Content;
+use sensorium_proto::v1::{Job, JobItem, ReplayDeadTaskRequest, job};
+use sensorium_tests::jobs::{header, item, text};
+use sensorium_tests::samples::picture;
+use sensorium_tests::{Client, Cluster, Doors, Refusal, Repository, cosine, eventually, within};
+use tonic::Code;
+
+use super::{load_at, none_failed};
+
+/// Gateways and workers for texts, on a NATS.
+async fn cluster(gateways: usize, workers: usize) -> Cluster {
+    let repository = Repository::new().with(&["identity", "minilm"]);
+    let cluster = Cluster::new(repository).await.set("understand.text_guard", "").set("jobs.tasks.backoff_ms", "50");
+    cluster.with_nats().await.of(gateways, workers).await
+}
+
+fn texts(job: &str, count: usize) -> Vec<JobItem> {
+    (0..count).map(|at| text(&format!("{job}-{at}"), &format!("sentence {at} of {job}"))).collect()
+}
+
+/// All items of a job, each of them once and in its place.
+async fn complete(client: &Client, job: &Job, items: usize) {
+    assert_eq!((job.state(), job.done, job.failed), (job::State::Succeeded, items as u64, 0), "{job:?}");
+    let told = client.job(&job.id, 1000).await.unwrap().items;
+    let indices: Vec<u64> = told.iter().map(|item| item.index).collect();
+    assert_eq!(indices, (0..items as u64).collect::<Vec<_>>());
+    for item in &told {
+        assert_eq!(item.error, "");
+        assert!(item.name.ends_with(&format!("-{}", item.index)), "{}", item.name);
+        let branch = &item.result.as_ref().unwrap().branches[0];
+        assert_eq!(branch.words, format!("sentence {} of {}", item.index, item.name.rsplit_once('-').unwrap().0));
+        assert_eq!(branch.embedding.len(), 384);
+    }
+}
+
+#[tokio::test]
+async fn no_job_is_lost_or_doubled_whatever_is_killed() {
+    const ITEMS: usize = 700;
+    let mut cluster = cluster(3, 2).await;
+    // the first gateway is the one that falls
+    let clients = [cluster.gateways[1].client().await, cluster.gateways[2].client().await];
+    let doors = Doors::new(clients.to_vec());
+    let load = load_at(&doors);
+    load.answers(20).await;
+    let mut submitted = Vec::new();
+    for (at, client) in clients.iter().cycle().take(4).enumerate() {
+        let key = format!("key-{at}");
+        submitted.push(client.submit(header(&key), texts(&key, ITEMS)).await.unwrap());
+    }
+    load.recovered("quiet");
+    let progress = async || {
+        let mut done = 0;
+        for job in &submitted {
+            done += clients[0].job(&job.id, 0).await.ok()?.job?.done;
+        }
+        Some(done)
+    };
+    let done = async |share: u64| {
+        eventually("some of it is done", async || progress().await.filter(|done| *done >= share)).await
+    };
+    let all = 4 * ITEMS as u64;
+    done(all / 10).await;
+    cluster.workers[0].process.signal("KILL");
+    done(all / 5).await;
+    load.recovered("a worker killed");
+    cluster.gateways[0].process.signal("KILL");
+    cluster.workers[0].resurrect();
+    done(all * 2 / 5).await;
+    load.recovered("a gateway killed");
+    let nats = cluster.nats.as_mut().unwrap();
+    nats.stop().await;
+    load.answers(50).await;
+    nats.resume().await;
+    done(all / 2).await;
+    load.recovered("NATS killed");
+    cluster.gateways[0].resurrect();
+    cluster.workers[1].process.signal("STOP");
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    cluster.workers[1].process.signal("CONT");
+    assert!(progress().await.unwrap_or(0) < all, "the faults came after the work");
+    for (at, job) in submitted.iter().enumerate() {
+        let over = eventually("the job is over", async || {
+            // a stream that was cut is opened again
+            clients[1].finish(&job.id).await.ok()
+        })
+        .await;
+        complete(&clients[0], &over, ITEMS).await;
+        // whoever never heard of it asks again
+        let key = format!("key-{at}");
+        let again = clients[1].submit(header(&key), texts(&key, ITEMS)).await.unwrap();
+        assert_eq!((again.state(), again.done, again.id), (job::State::Succeeded, ITEMS as u64, job.id.clone()));
+    }
+    load.recovered("a worker frozen");
+    assert_eq!(clients[0].all_jobs(3).await.unwrap().len(), 4);
+    assert_eq!(clients[0].dead().await.unwrap().len(), 0);
+    none_failed(load).await;
+}
+
+#[tokio::test]
+async fn without_nats_jobs_are_refused_and_requests_do_not_notice() {
+    let mut cluster = cluster(2, 1).await;
+    let doors = Doors::of(&cluster.gateways).await;
+    let client = cluster.gateways[0].client().await;
+    let load = load_at(&doors);
+    let nats = |told: &sensorium_proto::admin::GetClusterResponse| {
+        told.dependencies.iter().find(|of| of.name == "nats").unwrap().state.clone()
+    };
+    let state = async |wanted: &str| {
+        eventually("the state of NATS", async || {
+            let told = client.cluster().await.ok()?;
+            (nats(&told) == wanted).then_some(())
+        })
+        .await;
+    };
+    state("ok").await;
+    for forget in [false, true] {
+        cluster.nats.as_mut().unwrap().stop().await;
+        state("down").await;
+        let refused = Refusal::of(client.submit(header(""), texts("refused", 3)).await);
+        refused.is_retriable(Code::Unavailable, "JOBS_UNAVAILABLE");
+        load.answers(50).await;
+        if forget {
+            cluster.nats.as_ref().unwrap().forget();
+        }
+        cluster.nats.as_mut().unwrap().resume().await;
+        let job =
+            eventually("jobs are taken again", async || client.submit(header(""), texts("taken", 10)).await.ok()).await;
+        complete(&client, &client.finish(&job.id).await.unwrap(), 10).await;
+    }
+    none_failed(load).await;
+}
+
+#[tokio::test]
+async fn what_fails_too_often_is_buried_and_can_be_replayed() {
+    let repository = Repository::new().with(&["minilm", "efficientnet-lite0"]);
+    let mut cluster = Cluster::new(repository).await;
+    for (key, value) in [("text_guard", ""), ("image_guard", "")] {
+        cluster = cluster.set(&format!("understand.{key}"), value);
+    }
+    cluster = cluster.set("jobs.tasks.backoff_ms", "20").set("jobs.tasks.max_deliveries", "2").with_nats().await;
+    cluster.add_gateway();
+    cluster.add_worker(&["--models", "minilm"]);
+    cluster.ready().await;
+    let client = cluster.gateways[0].client().await;
+    let words = Content::Text("A cat looks at us.".to_owned());
+    let items = vec![item("both", vec![words, Content::Image(picture("chelsea.png").into())])];
+    let job = client.submit(header("cat"), items.clone()).await.unwrap();
+    // nobody sees: the text alone is an answer
+    let over = client.finish(&job.id).await.unwrap();
+    assert_eq!((over.state(), over.done), (job::State::Succeeded, 1), "{over:?}");
+    let result = client.job(&job.id, 1).await.unwrap().items.remove(0).result.unwrap();
+    assert!(result.degraded);
+    assert!(result.branches[1].reason.contains("given up after 2 deliveries"), "{}", result.branches[1].reason);
+    let dead = client.dead().await.unwrap();
+    assert_eq!(dead.len(), 1);
+    assert_eq!((dead[0].queue.as_str(), dead[0].item_name.as_str(), dead[0].job_id == job.id), ("image", "both", true));
+
+    cluster.add_worker(&["--models", "minilm,efficientnet-lite0"]);
+    cluster.ready().await;
+    let request = ReplayDeadTaskRequest { sequence: dead[0].sequence };
+    let replayed = within(client.jobs.clone().replay_dead_task(request)).await.unwrap().into_inner();
+    assert_eq!(replayed.job_id, job.id);
+    client.finish(&job.id).await.unwrap();
+    let result = client.job(&job.id, 1).await.unwrap().items.remove(0).result.unwrap();
+    assert!(!result.degraded, "{result:?}");
+    assert_eq!(result.branches[1].labels.len(), 5);
+    assert!(client.dead().await.unwrap().is_empty());
+    let gone = within(client.jobs.clone().replay_dead_task(request)).await.unwrap_err();
+    assert_eq!(gone.code(), Code::NotFound);
+    // the same as whoever asks at once
+    let direct = client.submit(header("again"), items).await.unwrap();
+    client.finish(&direct.id).await.unwrap();
+    let direct = client.job(&direct.id, 1).await.unwrap().items.remove(0).result.unwrap();
+    let (one, other) = (result.fusion.unwrap().embedding, direct.fusion.unwrap().embedding);
+    assert!(cosine(&one, &other) > 0.9999);
+}
+
+#[tokio::test]
+async fn a_cancelled_job_stays_as_it_is() {
+    let cluster = cluster(1, 1).await;
+    let client = cluster.gateways[0].client().await;
+    let job = client.submit(header(""), texts("long", 3000)).await.unwrap();
+    let cancelled = client.cancel(&job.id).await.unwrap();
+    assert_eq!(cancelled.state(), job::State::Cancelled, "{cancelled:?}");
+    let over = client.finish(&job.id).await.unwrap();
+    assert!(over.done < 3000, "{over:?}");
+    // what waits is let go, and the next job has its turn
+    let next = client.submit(header(""), texts("next", 20)).await.unwrap();
+    complete(&client, &client.finish(&next.id).await.unwrap(), 20).await;
+    assert_eq!(client.job(&job.id, 0).await.unwrap().job.unwrap().state(), job::State::Cancelled);
+}
+
+#[tokio::test]
+async fn a_key_stands_for_one_job() {
+    let cluster = cluster(2, 1).await;
+    let clients = [cluster.gateways[0].client().await, cluster.gateways[1].client().await];
+    let all = (0..6).map(|at| {
+        let client = clients[at % 2].clone();
+        async move { client.submit(header("one"), texts("one", 40)).await.unwrap().id }
+    });
+    let ids = futures::future::join_all(all).await;
+    assert!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
+    complete(&clients[0], &clients[1].finish(&ids[0]).await.unwrap(), 40).await;
+    let reused = Refusal::of(clients[0].submit(header("one"), texts("other", 40)).await);
+    assert_eq!((reused.code, reused.reason.as_deref()), (Code::FailedPrecondition, Some("IDEMPOTENCY_KEY_REUSED")));
+    let tasks: f64 = {
+        let mut done = 0.0;
+        for gateway in &cluster.gateways {
+            done += gateway.metric("sensorium_job_tasks_total", &["done"]).await;
+        }
+        done
+    };
+    // 40 senses and 40 joins, and hardly more: six submissions did not do it six times
+    assert!((80.0..160.0).contains(&tasks), "{tasks} tasks");
+    let mistakes = BTreeMap::from([("items[0].parts", vec![item("none", vec![])]), ("items", vec![])]);
+    for (field, items) in mistakes {
+        Refusal::of(clients[0].submit(header(""), items).await).blames(field, &["empty"]);
+    }
+}
