@@ -33,7 +33,7 @@ run: build ## Sets up, builds and serves the default model pack.
 	@$(with_env) exec "$(binary)" serve --supervised
 
 .PHONY: cluster
-cluster: setup-tests build ## Starts etcd, two gateways and three workers on this machine.
+cluster: setup-tests build ## Starts etcd, NATS, Redis, two gateways and three workers on this machine.
 	@$(with_env) cluster/local/cluster.sh up "$(binary)"
 
 .PHONY: cluster-roll

@@ -1,15 +1,19 @@
 #!/usr/bin/env bash
-# A cluster on this machine: etcd, two gateways and three workers, each a process of its own, on loopback.
+# A cluster on this machine: etcd, NATS, Redis, two gateways and three workers, each a process of its own, on loopback.
 #
 #   cluster.sh up BINARY   starts it, shows it come up, and leaves it running
 #   cluster.sh roll        restarts every worker and gateway, one after the other, each drained first
 #   cluster.sh down        stops exactly those processes
 #
-# Process ids, logs and etcd's data lie in ${SENSORIUM_CLUSTER:-~/.cache/sensorium/cluster}.
+# Process ids, logs and data lie in ${SENSORIUM_CLUSTER:-~/.cache/sensorium/cluster}.
 set -euo pipefail
 
 folder=${SENSORIUM_CLUSTER:-${SENSORIUM_CACHE:-$HOME/.cache/sensorium}/cluster}
-etcd=http://127.0.0.1:2379
+# not the usual ports: Debian starts these packages by itself where there is systemd
+etcd=http://127.0.0.1:12379
+etcd_peer=http://127.0.0.1:12380
+nats=nats://127.0.0.1:14222
+redis=redis://127.0.0.1:16379
 
 say() { printf 'cluster: %s\n' "$*"; }
 fail() { say "$*" >&2; exit 1; }
@@ -25,10 +29,22 @@ start() {
     echo $! > "$folder/$name.pid"
 }
 
+answers() { # URL
+    case $1 in
+        redis://*)
+            local address=${1#redis://} said
+            exec 3<> "/dev/tcp/${address/:/\/}" || return
+            printf 'PING\r\n' >&3
+            read -r -t 2 said <&3 && [[ $said == +PONG* ]]
+            ;;
+        *) curl --silent --fail --output /dev/null --max-time 2 "$1" ;;
+    esac
+}
+
 # await NAME URL: until it answers, or has ended.
 await() {
     for _ in $(seq 1200); do
-        if curl --silent --fail --output /dev/null "$2"; then
+        if (answers "$2") 2> /dev/null; then
             say "$1 is ready"
             return
         fi
@@ -40,12 +56,12 @@ await() {
 
 worker() { # NUMBER ZONE MODELS
     start "worker-$1" "$binary" worker --name "worker-$1" --listen "127.0.0.1:81$1" --http "127.0.0.1:82$1" \
-        --zone "$2" --models "$3" --etcd "$etcd" --set compute.intra_op_threads=1
+        --zone "$2" --models "$3" --etcd "$etcd" --nats "$nats" --set compute.intra_op_threads=1
 }
 
 gateway() { # NUMBER ZONE PORT
     start "gateway-$1" "$binary" gateway --name "gateway-$1" --grpc "127.0.0.1:$3" --http "127.0.0.1:$(($3 + 1))" \
-        --zone "$2" --etcd "$etcd"
+        --zone "$2" --etcd "$etcd" --nats "$nats" --redis "$redis"
 }
 
 seeing_and_reading=identity,minilm,prompt-guard,efficientnet-lite0,open-nsfw,smollm2-135m
@@ -77,14 +93,20 @@ up() {
     mkdir -p "$folder"
     echo "$binary" > "$folder/binary"
     start etcd etcd --name sensorium --data-dir "$folder/etcd" --listen-client-urls "$etcd" \
-        --advertise-client-urls "$etcd" --listen-peer-urls http://127.0.0.1:2380 \
-        --initial-advertise-peer-urls http://127.0.0.1:2380 --initial-cluster sensorium=http://127.0.0.1:2380
+        --advertise-client-urls "$etcd" --listen-peer-urls "$etcd_peer" \
+        --initial-advertise-peer-urls "$etcd_peer" --initial-cluster "sensorium=$etcd_peer"
+    start nats nats-server --addr 127.0.0.1 --port 14222 --http_port 18222 --jetstream --store_dir "$folder/nats"
+    # a cache throws away what was not asked for longest; it is no place for anything else
+    start redis redis-server --bind 127.0.0.1 --port 16379 --save '' --appendonly no --dir "$folder" \
+        --maxmemory 256mb --maxmemory-policy allkeys-lru
     await etcd "$etcd/health"
+    await nats http://127.0.0.1:18222/healthz
+    await redis "$redis"
     local name
     for name in "${workers[@]}" "${gateways[@]}"; do launch "$name"; done
     for name in "${workers[@]}" "${gateways[@]}"; do ready "$name"; done
     "$binary" status
-    say "up; try: $binary infer --text 'Hello', $binary status --watch, $binary drain worker-03"
+    say "up; try: $binary infer --text 'Hello', $binary status --watch, $binary jobs submit FOLDER, $binary drain worker-03"
 }
 
 stop() {
@@ -101,7 +123,7 @@ stop() {
 
 down() {
     local name
-    for name in "${gateways[@]}" "${workers[@]}" etcd; do stop "$name"; done
+    for name in "${gateways[@]}" "${workers[@]}" redis nats etcd; do stop "$name"; done
 }
 
 roll() {

@@ -199,14 +199,23 @@ impl Nats {
     async fn make(&self) -> Result<Ready> {
         let Options { prefix, replicas, retention, patience, max_queued, .. } = &self.options;
         let (context, replicas, retention) = (&self.context, *replicas, *retention);
-        let bucket = kv::Config {
-            bucket: format!("{prefix}_jobs"),
-            history: 1,
+        // the stream of a bucket, by ADR-8: the client would ask for the account first, whose answer it does not
+        // understand from servers before 2.10
+        let bucket = format!("{prefix}_jobs");
+        let config = stream::Config {
+            name: format!("KV_{bucket}"),
+            subjects: vec![format!("$KV.{bucket}.>")],
+            max_messages_per_subject: 1,
+            discard: DiscardPolicy::New,
+            allow_rollup: true,
+            deny_delete: true,
+            allow_direct: true,
             max_age: retention,
             num_replicas: replicas,
-            ..kv::Config::default()
+            ..stream::Config::default()
         };
-        let records = context.create_or_update_key_value(bucket).await.map_err(unavailable)?;
+        context.get_or_create_stream(config).await.map_err(unavailable)?;
+        let records = context.get_key_value(bucket).await.map_err(unavailable)?;
         let blobs = format!("{prefix}_blobs");
         let blobs = match context.get_object_store(&blobs).await {
             Ok(there) => there,
