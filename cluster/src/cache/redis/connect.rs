@@ -11,7 +11,7 @@ use redis::{
     TlsCertificates, TlsMode,
 };
 
-use super::{Connection, Error, Far, Options};
+use super::{Connection, DOWN, Error, Far, Options, PATIENCE};
 
 /// How long connecting may take.
 const CONNECT: Duration = Duration::from_secs(2);
@@ -172,7 +172,7 @@ pub(super) async fn keep(mut server: Server, far: Weak<Far>) {
                     tracing::warn!(error, "cannot connect to redis, the cache goes on without it");
                     said = true;
                 }
-                cache.failing_since.lock().get_or_insert_with(tokio::time::Instant::now);
+                cache.fails(DOWN);
                 drop(cache);
                 tokio::time::sleep(pause.next().unwrap_or(LONGEST_PAUSE)).await;
             }
@@ -185,7 +185,7 @@ async fn until_broken(far: &Weak<Far>, broken: &tokio::sync::Notify) {
     loop {
         let Some(cache) = far.upgrade() else { return };
         let ping = redis::cmd("PING");
-        cache.ask(cache.timeout, async |mut connection| ping.exec_async(&mut connection).await).await;
+        cache.ask(cache.timeout * PATIENCE, async |mut connection| ping.exec_async(&mut connection).await).await;
         drop(cache);
         tokio::select! {
             () = broken.notified() => return,
