@@ -49,11 +49,13 @@ make() {
 remove "$@" > /dev/null
 "#;
 
+/// Why they cannot be made, where that is nobody's mistake.
+const FORBIDDEN: [&str; 4] = ["Operation not permitted", "Permission denied", "ip: not found", "No such file"];
+
 /// See the module.
 pub struct Network {
     keeper: Child,
-    own: String,
-    subnet: [u8; 3],
+    number: u8,
     hosts: Vec<String>,
     wires: Vec<(String, Wire)>,
     /// Ports that are not as they were made.
@@ -61,51 +63,44 @@ pub struct Network {
 }
 
 impl Network {
-    /// A network of these hosts, or nothing where that is not permitted, which is said aloud: the test does not run.
-    pub fn start(hosts: &[&str]) -> Option<Self> {
+    /// A network of these hosts, of which some hang on a cable that can be slow and lossy. Nothing where that is not
+    /// permitted, which is said aloud: the test does not run.
+    pub fn start(hosts: &[&str], wired: &[&str]) -> Option<Self> {
         for number in 0..=u8::MAX {
-            let (own, subnet) = (format!("sensorium{number}"), [198, 18, number]);
-            let mut keeper = Command::new("sh");
-            keeper.args(["-c", KEEPER, "sh", &own, &subnet.map(|part| part.to_string()).join(".")]).args(hosts);
-            let keeper = keeper.stdin(Stdio::piped()).stdout(Stdio::piped());
-            let mut keeper = keeper.spawn().expect("a shell");
-            let output = keeper.stdout.take().expect("its output");
-            let said: Vec<String> = {
-                let mut said = Vec::new();
-                for line in BufReader::new(output).lines().map_while(Result::ok) {
-                    let ready = line == "ready";
-                    said.push(line);
-                    if ready {
-                        break;
-                    }
+            match Self::numbered(number, hosts) {
+                Ok(mut network) => {
+                    let made = wired.iter().try_for_each(|host| network.wire(host));
+                    return made.map_or_else(|why| not_run(&why), |()| Some(network));
                 }
-                said
-            };
-            let said = said.join("\n");
-            if said == "ready" {
-                let hosts = hosts.iter().map(|&host| host.to_owned()).collect();
-                return Some(Self { keeper, own, subnet, hosts, wires: Vec::new(), changed: Mutex::default() });
+                // another test's
+                Err(said) if said.contains("File exists") => {}
+                Err(said) => return not_run(&said),
             }
-            let _ = keeper.wait();
-            if said.contains("File exists") {
-                continue; // another test's
-            }
-            let forbidden = ["Operation not permitted", "Permission denied", "ip: not found"];
-            assert!(forbidden.iter().any(|why| said.contains(why)), "network namespaces: {said}");
-            // past the capture of the output of a test that passes
-            let _ = writeln!(std::io::stderr(), "NOT RUN, network namespaces cannot be made here: {said}");
-            return None;
         }
         panic!("256 networks of tests are there already: `ip netns` lists them");
     }
 
-    /// Puts a cable that can be slow and lossy between a host and the bridge.
-    pub fn wire(&mut self, host: &str) {
-        let (port, namespace) = (self.port(host), self.namespace(host));
-        let switch = format!("{}-switch", self.own);
-        let (near, far) = (format!("{}-{port}", self.own).replace("sensorium", "s"), format!("{}-{port}", self.own));
-        let far = far.replace("sensorium", "t");
-        let wire = Wire::new(&near, &far);
+    fn numbered(number: u8, hosts: &[&str]) -> Result<Self, String> {
+        let mut keeper = Command::new("sh");
+        keeper.args(["-c", KEEPER, "sh", &format!("sensorium{number}"), &format!("198.18.{number}")]).args(hosts);
+        let mut keeper = keeper.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("a shell");
+        let mut said = String::new();
+        for line in BufReader::new(keeper.stdout.take().expect("its output")).lines().map_while(Result::ok) {
+            if line == "ready" {
+                let hosts = hosts.iter().map(|&host| host.to_owned()).collect();
+                return Ok(Self { keeper, number, hosts, wires: Vec::new(), changed: Mutex::default() });
+            }
+            said.push_str(&line);
+        }
+        let _ = keeper.wait();
+        Err(said)
+    }
+
+    /// Puts a cable of this process between a host and the bridge.
+    fn wire(&mut self, host: &str) -> Result<(), String> {
+        let (port, switch, namespace) = (self.port(host), self.namespace("switch"), self.namespace(host));
+        let [near, far] = ["near", "far"].map(|end| format!("{end}{}-{}", self.number, self.place(host)));
+        let wire = Wire::new(&near, &far)?;
         ip(&["-n", &switch, "link", "del", &port]); // and the host's end with it
         ip(&["link", "set", &near, "netns", &switch, "name", &port]);
         ip(&["-n", &switch, "link", "set", &port, "master", "bridge", "up"]);
@@ -113,6 +108,7 @@ impl Network {
         ip(&["-n", &namespace, "addr", "add", &format!("{}/24", self.address(host)), "dev", "eth0"]);
         ip(&["-n", &namespace, "link", "set", "eth0", "up"]);
         self.wires.push((host.to_owned(), wire));
+        Ok(())
     }
 
     /// From now on a host's cable is like this, both ways.
@@ -133,13 +129,12 @@ impl Network {
 
     /// The name of a host's namespace.
     pub fn namespace(&self, host: &str) -> String {
-        format!("{}-{host}", self.own)
+        format!("sensorium{}-{host}", self.number)
     }
 
     /// Where a host is reached.
     pub fn address(&self, host: &str) -> IpAddr {
-        let [a, b, c] = self.subnet;
-        Ipv4Addr::new(a, b, c, self.place(host)).into()
+        Ipv4Addr::new(198, 18, self.number, self.place(host)).into()
     }
 
     /// Two hosts no longer hear each other; both hear everybody else. One pair at a time.
@@ -170,10 +165,17 @@ impl Network {
     }
 
     fn bridge(&self, port: &str, change: &[&str]) {
-        let switch = format!("{}-switch", self.own);
+        let switch = self.namespace("switch");
         let arguments = ["-n", &switch, "link", "set", port];
         ip(&arguments.into_iter().chain(change.iter().copied()).collect::<Vec<_>>());
     }
+}
+
+/// Past the capture of the output of a test that passes.
+fn not_run(why: &str) -> Option<Network> {
+    assert!(FORBIDDEN.iter().any(|known| why.contains(known)), "network namespaces: {why}");
+    let _ = writeln!(std::io::stderr(), "NOT RUN, network namespaces cannot be made here: {why}");
+    None
 }
 
 fn ip(arguments: &[&str]) {

@@ -33,8 +33,9 @@ pub(crate) struct Wire {
 }
 
 impl Wire {
-    /// A cable whose ends are the Ethernet devices of these names, in the namespace of this process.
-    pub(crate) fn new(near: &str, far: &str) -> Self {
+    /// A cable whose ends are the Ethernet devices of these names, in the namespace of this process; or why it cannot
+    /// be made.
+    pub(crate) fn new(near: &str, far: &str) -> Result<Self, String> {
         let link = Arc::new(Mutex::new(Link::default()));
         let (stop, stopped) = oneshot::channel::<()>();
         let (made, ready) = std::sync::mpsc::channel();
@@ -43,21 +44,24 @@ impl Wire {
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
             runtime.block_on(async {
-                let [near, far] = names.map(|name| {
-                    let made =
-                        Tun::builder().name(&name).tap().build().unwrap_or_else(|error| panic!("{name}: {error}"));
-                    Arc::new(made.into_iter().next().expect("one device"))
-                });
-                made.send(()).expect("somebody waits");
+                let [near, far] = names.map(|name| Tun::builder().name(&name).tap().build());
+                let (near, far) = match (near, far) {
+                    (Ok(near), Ok(far)) => (near, far),
+                    (Err(error), _) | (_, Err(error)) => {
+                        let _ = made.send(Err(format!("an Ethernet device: {error}")));
+                        return;
+                    }
+                };
+                let _ = made.send(Ok(()));
                 tokio::select! {
-                    () = carry(&near, &far, &shared, 1) => {}
-                    () = carry(&far, &near, &shared, 2) => {}
+                    () = carry(&near[0], &far[0], &shared, 1) => {}
+                    () = carry(&far[0], &near[0], &shared, 2) => {}
                     _ = stopped => {}
                 }
             });
         });
-        ready.recv().expect("a cable");
-        Self { link, _stop: stop }
+        ready.recv().expect("a cable")?;
+        Ok(Self { link, _stop: stop })
     }
 
     pub(crate) fn set(&self, link: Link) {

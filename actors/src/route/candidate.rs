@@ -2,7 +2,7 @@
 //! themselves: nobody has to be asked before a call.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use sensorium_cluster::membership::{Held, Registration};
@@ -14,6 +14,8 @@ use super::client::Client;
 const WEIGHT: f64 = 0.1;
 /// How long a measured latency is believed where it decides whether a request is begun at all.
 const FRESH: Duration = Duration::from_secs(10);
+/// An idle worker's latency counts half as much after each of these in `load`: who was slow once is tried again.
+const HALF_LIFE: Duration = Duration::from_secs(5);
 /// A latency below this is not told apart from others.
 const FLOOR_SECONDS: f64 = 1e-5;
 
@@ -48,7 +50,7 @@ pub struct Seen {
     ejected_until: AtomicU64,
     overloaded_until: AtomicU64,
     answered_at: AtomicU64,
-    refuses: AtomicBool,
+    refused_at: AtomicU64,
 }
 
 impl Default for Seen {
@@ -62,7 +64,7 @@ impl Default for Seen {
             ejected_until: AtomicU64::new(0),
             overloaded_until: AtomicU64::new(0),
             answered_at: AtomicU64::new(0),
-            refuses: AtomicBool::new(false),
+            refused_at: AtomicU64::new(0),
         }
     }
 }
@@ -93,13 +95,13 @@ impl Candidate {
 
     /// Whether it takes new requests, as far as it has said.
     pub fn takes_more(&self) -> bool {
-        !self.draining && !self.seen.refuses.load(Relaxed)
+        !self.draining && !self.seen.has_refused()
     }
 
     /// Seconds that a new call can expect: least load times latency (peak EWMA).
     #[allow(clippy::cast_precision_loss)]
     pub fn load(&self) -> f64 {
-        (self.seen.in_flight() + 1) as f64 / f64::from(self.capacity) * self.seen.latency_seconds().max(FLOOR_SECONDS)
+        (self.seen.in_flight() + 1) as f64 / f64::from(self.capacity) * self.seen.faded_seconds().max(FLOOR_SECONDS)
     }
 
     /// Seconds that a request of `size` units can expect to take here: those before it, and itself.
@@ -120,6 +122,17 @@ impl Seen {
     /// Moving average of a request's time; 0 before the first.
     pub fn latency_seconds(&self) -> f64 {
         f64::from_bits(self.latency.load(Relaxed))
+    }
+
+    /// The moving average, faded for as long as the worker has been idle. Without that, one that was slow for a while
+    /// would hardly be asked again, and nobody would learn that it no longer is.
+    fn faded_seconds(&self) -> f64 {
+        let answered = self.answered_at.load(Relaxed);
+        if answered == 0 || self.in_flight() > 0 {
+            return self.latency_seconds();
+        }
+        let idle = Duration::from_millis(millis(self.born.elapsed()).saturating_sub(answered));
+        self.latency_seconds() * (-idle.as_secs_f64() / HALF_LIFE.as_secs_f64()).exp2()
     }
 
     /// Moving average of the time per unit of size; 0 before the first.
@@ -156,7 +169,12 @@ impl Seen {
         average(&self.latency, seconds);
         average(&self.pace, seconds / size.max(1.0));
         self.failures.store(0, Relaxed);
-        self.answered_at.store(self.after(Duration::ZERO), Relaxed);
+        let now = self.after(Duration::ZERO);
+        self.answered_at.store(now, Relaxed);
+        // it takes requests again: it has started anew, and the register could not say so
+        if self.has_refused() && now.saturating_sub(millis(took)) > self.refused_at.load(Relaxed) {
+            self.refused_at.store(0, Relaxed);
+        }
     }
 
     /// Whether its latency was measured of late. What was slow once is tried again.
@@ -172,7 +190,12 @@ impl Seen {
 
     /// It takes no more until it has started anew.
     pub fn refuses(&self) {
-        self.refuses.store(true, Relaxed);
+        self.refused_at.store(self.after(Duration::ZERO), Relaxed);
+    }
+
+    /// Whether it has said that it takes no more.
+    fn has_refused(&self) -> bool {
+        self.refused_at.load(Relaxed) > 0
     }
 
     /// It is full; ask others for a while.

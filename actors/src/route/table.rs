@@ -121,6 +121,10 @@ impl Table {
             left = self.candidates.iter().filter(holds).filter(|candidate| candidate.takes_more()).collect();
         }
         if left.is_empty() {
+            // all have refused: one may have started anew while the register is away
+            left = self.candidates.iter().filter(holds).filter(|candidate| !candidate.draining).collect();
+        }
+        if left.is_empty() {
             return Err(Error::Unavailable {
                 reason: "NO_WORKER",
                 message: format!("no worker is left for {model} version {}", wish.version),
@@ -257,6 +261,36 @@ mod tests {
         );
         tokio::time::advance(Duration::from_millis(60)).await;
         assert_eq!(table.pick("m", &wish("", &[]), &mut rng()).unwrap().client.name(), "b");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_was_slow_is_tried_again() {
+        let all: Vec<_> = ["slow", "quick"].map(|name| worker(name, "", vec![held(1, "READY")])).into();
+        let table = Table::new(all.clone());
+        all[0].seen.answered(Duration::from_millis(400), 1.0);
+        let name = |table: &Table| table.pick("m", &wish("", &[]), &mut rng()).unwrap().client.name().to_owned();
+        for _ in 0..20 {
+            all[1].seen.answered(Duration::from_millis(5), 1.0);
+            assert_eq!(name(&table), "quick");
+            tokio::time::advance(Duration::from_secs(1)).await;
+        }
+        tokio::time::advance(Duration::from_secs(30)).await;
+        all[1].seen.answered(Duration::from_millis(5), 1.0);
+        assert_eq!(name(&table), "slow");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_has_refused_is_asked_when_nobody_else_is_left() {
+        let all: Vec<_> = ["a", "b"].map(|name| worker(name, "", vec![held(1, "READY")])).into();
+        let table = Table::new(all.clone());
+        all.iter().for_each(|candidate| candidate.seen.refuses());
+        let tried = ["b".to_owned()];
+        assert_eq!(table.pick("m", &wish("", &tried), &mut rng()).unwrap().client.name(), "a");
+        tokio::time::advance(Duration::from_secs(2)).await;
+        all[0].seen.answered(Duration::from_secs(3), 1.0);
+        assert!(!all[0].takes_more(), "that one was asked before it refused");
+        all[0].seen.answered(Duration::from_secs(1), 1.0);
+        assert!(all[0].takes_more() && !all[1].takes_more());
     }
 
     #[tokio::test]

@@ -15,9 +15,9 @@ use sensorium_proto::v1::jobs_server::JobsServer;
 use sensorium_proto::v1::sensorium_server::SensoriumServer;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
-use tokio_stream::wrappers::TcpListenerStream;
 use tonic::codec::CompressionEncoding;
 use tonic::service::interceptor::InterceptedService;
+use tonic::transport::server::TcpIncoming;
 
 use crate::auth::{Auth, Role};
 use crate::cluster;
@@ -122,9 +122,10 @@ pub async fn serve(
     let reflection = descriptors().build_v1().ok();
     let reflection_alpha = descriptors().build_v1alpha().ok();
     let health = health::service(door.clone());
-    let incoming = TcpListenerStream::new(listener);
+    // the builder's own `tcp_nodelay` is not for listeners that it is given: answers of more than a segment would wait
+    // for the caller's delayed acknowledgement, 40 ms
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     tonic::transport::Server::builder()
-        .tcp_nodelay(true)
         .max_concurrent_streams(limits.max_streams)
         .http2_keepalive_interval(Some(Duration::from_secs(limits.keep_alive_seconds)))
         .http2_keepalive_timeout(Some(Duration::from_secs(limits.keep_alive_timeout_seconds)))

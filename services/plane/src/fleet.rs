@@ -25,8 +25,9 @@ pub type Make = Arc<dyn Fn(&Registration) -> Option<Arc<dyn Member>> + Send + Sy
 /// By name, each with the registration that it was made of.
 type Members = BTreeMap<String, (Registration, Arc<dyn Member>)>;
 
-/// Start of a worker, model, version.
-type Described = (String, String, u64);
+/// Start of a worker, and the namespace of what it holds: a version that is loaded anew with another manifest or other
+/// files, through whichever gateway, is another one.
+type Described = (String, String);
 
 /// A cheap handle to all workers.
 #[derive(Clone)]
@@ -117,7 +118,7 @@ impl Fleet {
     pub async fn describe(&self, model: &str, version: Option<u64>) -> Result<Arc<Description>> {
         let mut last = None;
         for (registration, held, member) in self.holders(model, version) {
-            let key = (registration.incarnation, model.to_owned(), held.version);
+            let key = (registration.incarnation, held.namespace);
             if let Some(known) = self.described.get(&key).await {
                 return Ok(known);
             }

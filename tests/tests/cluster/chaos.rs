@@ -16,6 +16,7 @@ enum Fault {
     WorkerKilled,
     WorkerFrozen,
     WorkerRestarted,
+    GatewayKilled,
     GatewayRestarted,
     EtcdOut,
     EtcdEmptied,
@@ -28,7 +29,8 @@ enum Fault {
 
 use Fault::*;
 
-const ANYWHERE: [Fault; 6] = [WorkerKilled, WorkerFrozen, WorkerRestarted, GatewayRestarted, EtcdOut, EtcdEmptied];
+const ANYWHERE: [Fault; 7] =
+    [WorkerKilled, WorkerFrozen, WorkerRestarted, GatewayKilled, GatewayRestarted, EtcdOut, EtcdEmptied];
 const BETWEEN_HOSTS: [Fault; 5] = [Parted, CutOff, PartedFromEtcd, Slow, Lossy];
 const WORKERS: usize = 3;
 const GATEWAYS: usize = 2;
@@ -59,6 +61,11 @@ async fn happen(fault: Fault, cluster: &mut Cluster, random: &mut SmallRng) {
             cluster.workers[worker].process.signal("CONT");
         }
         WorkerRestarted => assert_eq!(cluster.workers[worker].restart().await.code, Some(0)),
+        GatewayKilled => {
+            cluster.gateways[gateway].process.signal("KILL");
+            sleep(random, 0.0..5.0).await;
+            cluster.gateways[gateway].resurrect();
+        }
         GatewayRestarted => assert_eq!(cluster.gateways[gateway].restart().await.code, Some(0)),
         EtcdOut | EtcdEmptied => {
             cluster.etcd.stop().await;
@@ -98,10 +105,9 @@ async fn whatever_happens_no_request_fails() {
     let hosts: Vec<&str> = ["etcd"].into_iter().chain(workers.iter().chain(&gateways).map(String::as_str)).collect();
     let repository = Repository::new().with(&["identity", "minilm"]);
     let mut faults = ANYWHERE.to_vec();
-    let mut cluster = match Network::start(&hosts) {
-        Some(mut network) => {
+    let mut cluster = match Network::start(&hosts, &hosts[1..=WORKERS]) {
+        Some(network) => {
             faults.extend(BETWEEN_HOSTS);
-            workers.iter().for_each(|host| network.wire(host));
             Cluster::within(network, repository).await
         }
         None => Cluster::new(repository).await,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use sensorium_tests::eventually;
+use sensorium_tests::{Cluster, Load, Repository, chaos, eventually};
 
 use super::{cluster, load, none_failed};
 
@@ -11,6 +11,7 @@ async fn survives(forget: bool) {
     let client = cluster.gateways[0].client().await;
     let load = load(&client);
     load.answers(30).await;
+    load.recovered("start");
     cluster.etcd.stop().await;
     // longer than the lease of two seconds
     tokio::time::sleep(Duration::from_secs(5)).await;
@@ -22,6 +23,7 @@ async fn survives(forget: bool) {
     // a worker that dies meanwhile is noticed without etcd
     cluster.workers[0].process.signal("KILL");
     load.answers(50).await;
+    load.recovered("outage of etcd, and a dead worker in it");
 
     if forget {
         cluster.etcd.forget();
@@ -36,6 +38,7 @@ async fn survives(forget: bool) {
     cluster.workers[0].resurrect();
     cluster.ready().await;
     load.answers(50).await;
+    load.recovered("etcd's return");
     none_failed(load).await;
 }
 
@@ -47,4 +50,43 @@ async fn an_outage_of_etcd_is_not_noticed_by_requests() {
 #[tokio::test]
 async fn etcd_may_even_lose_its_data() {
     survives(true).await;
+}
+
+#[tokio::test]
+async fn workers_may_be_rolled_while_etcd_is_away() {
+    let repository = Repository::new().with(&["identity"]).chaos("chaos", &[]);
+    let mut cluster = Cluster::start(repository, 1, 2).await;
+    let client = cluster.gateways[0].client().await;
+    let load = Load::start(&client, 6, |_, turn| chaos("identity", turn as f32, 1.0).deadline(20_000));
+    load.answers(30).await;
+    load.recovered("start");
+    cluster.etcd.stop().await;
+    for at in 0..2 {
+        // what a worker still has to finish keeps it refusing for long enough to be remembered for it
+        let slow = (0..6).map(|_| {
+            let client = client.clone();
+            tokio::spawn(async move { client.infer(chaos("chaos", -500.0, 1.0).deadline(20_000)).await })
+        });
+        let slow: Vec<_> = slow.collect();
+        let name = cluster.workers[at].name.clone();
+        eventually("it has something to finish", async || {
+            let told = client.cluster().await.ok()?;
+            let route = told.routes.into_iter().find(|route| route.model == "chaos")?;
+            route.workers.iter().any(|worker| worker.worker == name && worker.in_flight > 0).then_some(())
+        })
+        .await;
+        let exit = cluster.workers[at].restart().await;
+        assert_eq!(exit.code, Some(0), "{}", exit.log);
+        for slow in slow {
+            slow.await.unwrap().unwrap();
+        }
+        cluster.workers[at].ready().await;
+        load.answers(30).await;
+    }
+    load.recovered("restart of both workers without etcd");
+    cluster.etcd.resume().await;
+    cluster.ready().await;
+    load.answers(50).await;
+    load.recovered("etcd's return");
+    none_failed(load).await;
 }

@@ -11,8 +11,7 @@ use super::{load, none_failed};
 /// can be made worse.
 async fn apart(gateways: usize, wired: &[&str]) -> Option<Cluster> {
     let hosts = ["etcd", "worker-0", "worker-1", "gateway-0", "gateway-1"];
-    let mut network = Network::start(&hosts[..3 + gateways])?;
-    wired.iter().for_each(|host| network.wire(host));
+    let network = Network::start(&hosts[..3 + gateways], wired)?;
     let mut cluster = Cluster::within(network, Repository::new().with(&["identity", "minilm"])).await;
     (0..2).for_each(|_| cluster.add_worker(&[]));
     (0..gateways).for_each(|_| cluster.add_gateway());
