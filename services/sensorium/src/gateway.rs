@@ -61,7 +61,7 @@ fn remote(config: &Config, membership: &Membership) -> Make {
     };
     let link = membership.link();
     Arc::new(move |registration: &Registration| {
-        let made = RemoteMember::new(&registration.node, &registration.address, &dial, link.clone());
+        let made = RemoteMember::new(registration, &dial, link.clone());
         match made {
             Ok(member) => Some(member as Arc<dyn Member>),
             Err(error) => {
