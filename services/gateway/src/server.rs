@@ -8,6 +8,7 @@ use sensorium_actors::jobs::Jobs;
 use sensorium_actors::jobs::intake::Intake;
 use sensorium_actors::route::Router;
 use sensorium_actors::understand::Understanding;
+use sensorium_plane::tls::{self, ServerTls};
 use sensorium_plane::{AdminService, Cluster, Fleet};
 use sensorium_proto::admin::admin_server::AdminServer;
 use sensorium_proto::inference::grpc_inference_service_server::GrpcInferenceServiceServer;
@@ -15,7 +16,6 @@ use sensorium_proto::v1::jobs_server::JobsServer;
 use sensorium_proto::v1::sensorium_server::SensoriumServer;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
-use tokio_stream::wrappers::TcpListenerStream;
 use tonic::codec::CompressionEncoding;
 use tonic::service::interceptor::InterceptedService;
 
@@ -79,6 +79,8 @@ pub struct Door {
     pub limits: Limits,
     /// Who may do what.
     pub auth: Auth,
+    /// TLS of the listener; nothing: in the clear.
+    pub tls: Option<ServerTls>,
 }
 
 impl Door {
@@ -122,9 +124,8 @@ pub async fn serve(
     let reflection = descriptors().build_v1().ok();
     let reflection_alpha = descriptors().build_v1alpha().ok();
     let health = health::service(door.clone());
-    let incoming = TcpListenerStream::new(listener);
+    let incoming = tls::incoming(listener, door.tls.clone(), "door");
     tonic::transport::Server::builder()
-        .tcp_nodelay(true)
         .max_concurrent_streams(limits.max_streams)
         .http2_keepalive_interval(Some(Duration::from_secs(limits.keep_alive_seconds)))
         .http2_keepalive_timeout(Some(Duration::from_secs(limits.keep_alive_timeout_seconds)))

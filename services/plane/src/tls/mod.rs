@@ -50,7 +50,7 @@ pub fn door(certificate: PemFile, key: PemFile, client_ca: Option<PemFile>) -> R
     let paths = [&certificate, &key].into_iter().chain(&client_ca).map(|file| file.path.clone()).collect();
     let parse = move |contents: &[Vec<u8>]| {
         let client_ca = client_ca.as_ref().zip(contents.get(2).map(Vec::as_slice));
-        server(&rustls::ALL_VERSIONS, (&certificate, &contents[0]), (&key, &contents[1]), client_ca)
+        server(rustls::ALL_VERSIONS, (&certificate, &contents[0]), (&key, &contents[1]), client_ca)
     };
     Watched::start("tls", paths, parse).map_err(BadFiles)
 }
