@@ -1,6 +1,7 @@
 //! What the processes of a cluster share: their place in the register, the door, the HTTP side, and the way out.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -51,10 +52,10 @@ pub fn membership(config: &Config) -> anyhow::Result<Membership> {
     let register = &config.register;
     anyhow::ensure!(!config.etcd.is_empty(), "etcd: empty, expected the URL of etcd (--etcd http://127.0.0.1:2379)");
     anyhow::ensure!(register.lease_seconds > 0, "register.lease_seconds: 0, expected at least 1");
-    let tls = register.ca.clone().map(|authority| Tls {
-        authority,
-        identity: register.certificate.clone().zip(register.key.clone()),
-    });
+    let tls = register
+        .ca
+        .clone()
+        .map(|authority| Tls { authority, identity: register.certificate.clone().zip(register.key.clone()) });
     if let Some(tls) = &tls {
         tls.check().context("register.ca, register.certificate, register.key")?;
     }

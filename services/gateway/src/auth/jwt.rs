@@ -156,9 +156,7 @@ fn decoding_key(jwk: &Jwk) -> Result<DecodingKey, String> {
     let key = DecodingKey::from_jwk(jwk).map_err(|error| error.to_string())?;
     let (bytes, least) = match key.kind() {
         DecodingKeyKind::SecretOrDer(secret) if key.family() == AlgorithmFamily::Hmac => (secret.len(), SECRET),
-        DecodingKeyKind::RsaModulusExponent { n, .. } => {
-            (n.iter().skip_while(|byte| **byte == 0).count(), MODULUS)
-        }
+        DecodingKeyKind::RsaModulusExponent { n, .. } => (n.iter().skip_while(|byte| **byte == 0).count(), MODULUS),
         DecodingKeyKind::SecretOrDer(_) => return Ok(key),
     };
     if bytes < least {

@@ -55,9 +55,8 @@ impl ClientTls {
             BadFiles(format!("plane.server_name: '{server_name}', expected a host's name or an IP address"))
         })?;
         let paths = [&certificate, &key, &ca].map(|file| file.path.clone()).to_vec();
-        let parse = move |contents: &[Vec<u8>]| {
-            client((&certificate, &contents[0]), (&key, &contents[1]), (&ca, &contents[2]))
-        };
+        let parse =
+            move |contents: &[Vec<u8>]| client((&certificate, &contents[0]), (&key, &contents[1]), (&ca, &contents[2]));
         Ok(Self { config: Watched::start("plane", paths, parse).map_err(BadFiles)?, server_name })
     }
 

@@ -86,7 +86,8 @@ fn server(
         }
     };
     let (chain, private) = (pem::certificates(certificate)?, pem::private_key(key)?);
-    let mut config = builder.with_single_cert(chain, private).map_err(|error| pem::pair(certificate.0, key.0, &error))?;
+    let mut config =
+        builder.with_single_cert(chain, private).map_err(|error| pem::pair(certificate.0, key.0, &error))?;
     config.alpn_protocols = vec![ALPN.to_vec()];
     Ok(config)
 }

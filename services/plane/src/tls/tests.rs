@@ -76,7 +76,8 @@ async fn a_silent_client_holds_up_nobody() {
         stream.flush().await.unwrap();
         (own, stream)
     });
-    let mut connection = tokio::time::timeout(Duration::from_secs(60), accepted.next()).await.unwrap().unwrap().unwrap();
+    let mut connection =
+        tokio::time::timeout(Duration::from_secs(60), accepted.next()).await.unwrap().unwrap().unwrap();
     let (own, _stream) = asking.await.unwrap();
     use tonic::transport::server::Connected;
     assert_eq!(connection.connect_info().remote_addr, Some(own), "the others are not through");

@@ -16,7 +16,9 @@ impl Config {
         let files = [("plane.certificate", &plane.certificate), ("plane.key", &plane.key), ("plane.ca", &plane.ca)];
         whole(&files.map(|(key, file)| (key, set(file))))?;
         if !plane.server_name.is_empty() && !set(&plane.ca) {
-            return Err("plane.server_name: without plane.ca, expected plane.certificate, plane.key, plane.ca".to_owned());
+            return Err(
+                "plane.server_name: without plane.ca, expected plane.certificate, plane.key, plane.ca".to_owned()
+            );
         }
         let (jobs, cache) = (&self.jobs, &self.cache);
         whole(&[("jobs.certificate", set(&jobs.certificate)), ("jobs.key", set(&jobs.key))])?;

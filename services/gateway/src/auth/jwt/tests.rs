@@ -133,7 +133,10 @@ fn the_key_and_not_the_token_chooses_the_algorithm() {
 
 #[test]
 fn secrets_are_good_for_hmac_alone_and_long() {
-    let secret = |text: &[u8]| serde_json::to_value(Jwk::from_encoding_key(&EncodingKey::from_secret(text), Algorithm::HS256).unwrap()).unwrap();
+    let secret = |text: &[u8]| {
+        serde_json::to_value(Jwk::from_encoding_key(&EncodingKey::from_secret(text), Algorithm::HS256).unwrap())
+            .unwrap()
+    };
     let of_secret = tokens(&[secret(SECRET_TEXT)]).unwrap();
     let token = encode(&Header::new(Algorithm::HS256), &claims(), &EncodingKey::from_secret(SECRET_TEXT)).unwrap();
     of_secret.identify(&token).unwrap();
