@@ -48,9 +48,9 @@ async fn only_gateways_with_a_certificate_call_workers() {
     cluster.ready().await;
     let client = cluster.gateways[0].client().await;
     client.infer(ask()).await.unwrap();
-    // the first call of each is told why it failed, what follows finds no worker within reach
     for (gateway, words) in [
-        (1, &["worker is out of reach", "UnknownCA"][..]),
+        // it may find the connection broken before it has read why: the worker says that
+        (1, &["worker is out of reach"][..]),
         (2, &["worker is out of reach", "UnknownIssuer"]),
         (3, &["the worker speaks TLS"]),
     ] {
@@ -62,7 +62,7 @@ async fn only_gateways_with_a_certificate_call_workers() {
         let told = client.cluster().await.unwrap();
         assert!(told.routes.iter().all(|route| route.workers.iter().all(|worker| !worker.reachable)), "{told:?}");
     }
-    writes(&cluster.workers[0], &["TLS handshake failed"]).await;
+    writes(&cluster.workers[0], &["TLS handshake failed", "UnknownIssuer"]).await;
     // nobody but them has suffered
     client.infer(ask()).await.unwrap();
 }

@@ -74,8 +74,13 @@ async fn only_clients_with_a_certificate_are_let_in() {
     let (code, _, err) =
         Server::verb(&[&with_ca[..], &["--certificate", &certificate, "--client-key", &key]].concat()).await;
     assert_eq!(code, Some(0), "{err}");
-    let (code, _, err) = Server::verb(&with_ca).await;
-    assert!(code.is_some_and(|code| code != 0) && err.contains("CertificateRequired"), "{code:?} {err}");
+    assert_ne!(Server::verb(&with_ca).await.0, Some(0));
+    // a client may find its connection broken before it has read why; the server says it
+    eventually("the reasons are told", async || {
+        let log = server.log();
+        (log.contains("peer sent no certificates") || log.contains("UnknownIssuer")).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]
