@@ -13,12 +13,12 @@ use sensorium_proto::inference::*;
 use sensorium_proto::v1::jobs_client::JobsClient;
 use sensorium_proto::v1::sensorium_client::SensoriumClient;
 use tonic::Status;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{self, Certificate, Channel, ClientTlsConfig, Endpoint};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
-use crate::{Ask, Given, PATIENCE, get};
+use crate::{Ask, Given, Identity, PATIENCE, get};
 
 /// Waits, but not for ever: a hang is a failure with a name.
 pub async fn within<T>(future: impl Future<Output = T>) -> T {
@@ -48,6 +48,22 @@ impl Client {
     pub async fn connect(address: SocketAddr) -> Self {
         let endpoint = Endpoint::from_shared(format!("http://{address}")).expect("an address");
         let channel = within(endpoint.connect()).await.unwrap_or_else(|error| panic!("cannot connect: {error}"));
+        Self::over(channel, address)
+    }
+
+    /// Connects with TLS, trusting the authorities in `ca` (PEM); or says why there is no connection.
+    pub async fn connect_tls(address: SocketAddr, ca: &str, identity: Option<&Identity>) -> Result<Self, String> {
+        let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(ca));
+        if let Some(Identity { certificate, key }) = identity {
+            let read = |path| std::fs::read(path).expect("a PEM file");
+            tls = tls.identity(transport::Identity::from_pem(read(certificate), read(key)));
+        }
+        let endpoint = Endpoint::from_shared(format!("https://{address}")).expect("an address");
+        let channel = within(endpoint.tls_config(tls).expect("certificates").connect()).await;
+        Ok(Self::over(channel.map_err(|error| format!("{error:?}"))?, address))
+    }
+
+    fn over(channel: Channel, address: SocketAddr) -> Self {
         let most = 128 << 20;
         Self {
             inference: GrpcInferenceServiceClient::new(channel.clone()).max_decoding_message_size(most),

@@ -1,109 +1,36 @@
 //! A cluster on one machine: a real etcd, gateways and workers, each a process of its own.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
-
-use tempfile::TempDir;
 
 use crate::process::{Exit, Process};
 use crate::server::{binary, free_address};
-use crate::{Client, Network, Outside, Repository, get, within};
+use crate::{Client, Etcd, Network, Outside, Repository, get, within};
 
 /// How long a node may take to be ready.
 const READY: Duration = Duration::from_secs(120);
 
-/// A program of Debian's packages.
-pub(crate) fn program(name: &str) -> PathBuf {
-    let folders = ["/usr/bin", "/usr/sbin", "/usr/local/bin"];
-    let found = folders.iter().map(|folder| Path::new(folder).join(name)).find(|path| path.is_file());
-    found.unwrap_or_else(|| panic!("{name} is not installed: `make setup-tests` installs it"))
-}
-
 /// Where a process runs: on this host, or on one of a network.
 #[derive(Clone)]
-struct Place {
+pub(crate) struct Place {
     namespace: Option<String>,
-    /// Two addresses that nobody else there listens at.
-    addresses: [SocketAddr; 2],
+    /// Three addresses that nobody else there listens at.
+    pub(crate) addresses: [SocketAddr; 3],
 }
 
 impl Place {
-    fn of(network: Option<&Network>, host: &str) -> Self {
+    pub(crate) fn of(network: Option<&Network>, host: &str) -> Self {
         let Some(network) = network else {
-            return Self { namespace: None, addresses: [free_address(), free_address()] };
+            return Self { namespace: None, addresses: [(); 3].map(|()| free_address()) };
         };
         // nobody else is on that host
-        let addresses = [8001, 8002].map(|port| SocketAddr::new(network.address(host), port));
+        let addresses = [8001, 8002, 8003].map(|port| SocketAddr::new(network.address(host), port));
         Self { namespace: Some(network.namespace(host)), addresses }
     }
 
-    fn spawn(&self, program: &Path, arguments: &[String]) -> Process {
+    pub(crate) fn spawn(&self, program: &Path, arguments: &[String]) -> Process {
         Process::spawn_within(self.namespace.as_deref(), program, arguments, &[])
-    }
-}
-
-/// etcd, whose data outlive its process.
-pub struct Etcd {
-    folder: TempDir,
-    place: Place,
-    process: Option<Process>,
-}
-
-impl Etcd {
-    /// Starts it, empty.
-    pub async fn start() -> Self {
-        Self::start_at(Place::of(None, "etcd")).await
-    }
-
-    async fn start_at(place: Place) -> Self {
-        let mut etcd = Self { folder: TempDir::new().expect("a folder"), place, process: None };
-        etcd.resume().await;
-        etcd
-    }
-
-    /// Its URL.
-    pub fn url(&self) -> String {
-        format!("http://{}", self.place.addresses[0])
-    }
-
-    /// Kills it.
-    pub async fn stop(&mut self) {
-        if let Some(process) = self.process.take() {
-            process.signal("KILL");
-            process.wait(Duration::from_secs(10)).await;
-        }
-    }
-
-    /// Forgets all that it was told; to be called while it is stopped.
-    pub fn forget(&self) {
-        std::fs::remove_dir_all(self.folder.path().join("data")).expect("etcd's data");
-    }
-
-    /// Starts it again, at the same place.
-    pub async fn resume(&mut self) {
-        let [address, peer] = self.place.addresses;
-        let (client, peer) = (self.url(), format!("http://{peer}"));
-        let data = self.folder.path().join("data").display().to_string();
-        let arguments = [
-            ("--name", "one"),
-            ("--data-dir", &data),
-            ("--listen-client-urls", &client),
-            ("--advertise-client-urls", &client),
-            ("--listen-peer-urls", &peer),
-            ("--initial-advertise-peer-urls", &peer),
-            ("--initial-cluster", &format!("one={peer}")),
-        ];
-        let arguments: Vec<String> =
-            arguments.iter().flat_map(|(name, value)| [(*name).to_owned(), (*value).to_owned()]).collect();
-        let mut process = self.place.spawn(&program("etcd"), &arguments);
-        let until = Instant::now() + READY;
-        while !get(address, "/health").await.is_ok_and(|(_, body)| body.contains("true")) {
-            process.must_run();
-            assert!(Instant::now() < until, "etcd is not healthy:\n{}", process.log());
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        self.process = Some(process);
     }
 }
 
@@ -123,7 +50,7 @@ pub struct Node {
 
 impl Node {
     fn spawn(role: &str, name: &str, listen: &str, place: Place, arguments: Vec<String>) -> Self {
-        let [grpc, http] = place.addresses;
+        let [grpc, http, _] = place.addresses;
         let own = [role, "--name", name, listen, &grpc.to_string(), "--http", &http.to_string()];
         let arguments: Vec<String> = own.iter().map(|&own| own.to_owned()).chain(arguments).collect();
         let process = place.spawn(&binary(), &arguments);
@@ -185,21 +112,26 @@ pub struct Cluster {
 impl Cluster {
     /// etcd alone, for nodes that serve `repository`.
     pub async fn new(repository: Repository) -> Self {
-        Self::on(None, repository).await
+        Self::start_on(Etcd::start().await, None, repository)
     }
 
     /// The same on hosts of a network: `etcd`, and each node on the host of its name.
     pub async fn within(network: Network, repository: Repository) -> Self {
-        Self::on(Some(network), repository).await
+        let etcd = Etcd::start_at(Place::of(Some(&network), "etcd")).await;
+        Self::start_on(etcd, Some(network), repository)
     }
 
-    async fn on(network: Option<Network>, repository: Repository) -> Self {
+    /// The same on an etcd that stands already.
+    pub fn on(etcd: Etcd, repository: Repository) -> Self {
+        Self::start_on(etcd, None, repository)
+    }
+
+    fn start_on(etcd: Etcd, network: Option<Network>, repository: Repository) -> Self {
         let settings = vec![
             ("register.lease_seconds".to_owned(), "2".to_owned()),
             ("compute.intra_op_threads".to_owned(), "1".to_owned()),
             ("drain_notice_ms".to_owned(), "200".to_owned()),
         ];
-        let etcd = Etcd::start_at(Place::of(network.as_ref(), "etcd")).await;
         let (gateways, workers) = (Vec::new(), Vec::new());
         Self { etcd, nats: None, redis: None, gateways, workers, repository, settings, network }
     }
@@ -251,6 +183,11 @@ impl Cluster {
 
     /// One more gateway; it is not waited for.
     pub fn add_gateway(&mut self) {
+        self.add_gateway_with(&[]);
+    }
+
+    /// One more gateway, with further arguments; it is not waited for.
+    pub fn add_gateway_with(&mut self, more: &[&str]) {
         let name = format!("gateway-{}", self.gateways.len());
         let place = Place::of(self.network.as_ref(), &name);
         let mut arguments = self.arguments();
@@ -259,6 +196,7 @@ impl Cluster {
                 arguments.extend([flag.to_owned(), format!("{scheme}://{}", outside.address())]);
             }
         }
+        arguments.extend(more.iter().map(|&more| more.to_owned()));
         self.gateways.push(Node::spawn("gateway", &name, "--grpc", place, arguments));
     }
 

@@ -6,9 +6,11 @@
 
 mod ask;
 mod balancer;
+mod certificates;
 mod client;
 mod cluster;
 mod doors;
+mod etcd;
 mod http;
 pub mod jobs;
 mod load;
@@ -26,9 +28,11 @@ use std::time::Duration;
 
 pub use ask::{Ask, Given, chaos};
 pub use balancer::Balancer;
+pub use certificates::{Authority, Identity};
 pub use client::{Client, within};
-pub use cluster::{Cluster, Etcd, Node};
+pub use cluster::{Cluster, Node};
 pub use doors::Doors;
+pub use etcd::Etcd;
 pub use http::get;
 pub use load::{Load, eventually};
 pub use netns::Network;

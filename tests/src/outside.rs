@@ -7,7 +7,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::cluster::program;
+use crate::etcd::program;
 use crate::process::Process;
 use crate::server::free_address;
 

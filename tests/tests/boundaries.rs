@@ -50,7 +50,7 @@ const ARROWS: [(&str, &[&str]); 11] = [
     ("actors", &["sensorium-cluster", "sensorium-media", "sensorium-proto"]),
     ("actors/media", &[]),
     ("services/runtime", &[]),
-    ("services/plane", &["sensorium-actors", "sensorium-cluster", "sensorium-proto"]),
+    ("services/plane", &["sensorium-actors", "sensorium-cluster", "sensorium-proto", "sensorium-runtime"]),
     (
         "services/gateway",
         &["sensorium-actors", "sensorium-cluster", "sensorium-plane", "sensorium-proto", "sensorium-runtime"],

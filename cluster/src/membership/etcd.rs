@@ -5,6 +5,7 @@
 //! revision after the list, and lists again when the watch breaks or its revision was compacted.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -49,19 +50,33 @@ impl std::fmt::Debug for Credentials {
     }
 }
 
-/// PEM texts of a TLS client.
-#[derive(Clone)]
-#[allow(missing_docs)]
+/// PEM files of a TLS client, read anew for each connection, so that they may be replaced.
+#[derive(Clone, Debug)]
 pub struct Tls {
     /// Who may have signed the server's certificate.
-    pub authority: Vec<u8>,
+    pub authority: PathBuf,
     /// Our own certificate and key, where the server asks for one.
-    pub identity: Option<(Vec<u8>, Vec<u8>)>,
+    pub identity: Option<(PathBuf, PathBuf)>,
 }
 
-impl std::fmt::Debug for Tls {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Tls {{ identity: {} }}", self.identity.is_some())
+impl Tls {
+    /// Whether the files can be read now.
+    ///
+    /// # Errors
+    /// If one cannot.
+    pub fn check(&self) -> Result<()> {
+        self.read().map(drop)
+    }
+
+    fn read(&self) -> Result<TlsOptions> {
+        let read = |path: &PathBuf| {
+            std::fs::read(path).map_err(|error| Error::File { path: path.clone(), message: error.to_string() })
+        };
+        let with = TlsOptions::new().ca_certificate(Certificate::from_pem(read(&self.authority)?));
+        Ok(match &self.identity {
+            Some((certificate, key)) => with.identity(Identity::from_pem(read(certificate)?, read(key)?)),
+            None => with,
+        })
     }
 }
 
@@ -69,7 +84,7 @@ impl std::fmt::Debug for Tls {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// etcd refused, or the connection broke.
-    #[error("etcd: {0}")]
+    #[error("etcd: {}", describe(.0))]
     Etcd(#[from] etcd_client::Error),
     /// No answer.
     #[error("etcd does not answer")]
@@ -80,9 +95,31 @@ pub enum Error {
     /// A stream ended.
     #[error("etcd ended the stream: {0}")]
     Ended(String),
+    /// A file that cannot be read.
+    #[error("cannot read {path}: {message}")]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        message: String,
+    },
     /// A registration that cannot be written.
     #[error("registration: {0}")]
     Json(#[from] serde_json::Error),
+}
+
+/// What etcd or the transport says; the reason of a failed connection stands in its causes.
+fn describe(error: &etcd_client::Error) -> String {
+    let (mut text, mut cause) = match error {
+        etcd_client::Error::GRpcStatus(status) => (status.message().to_owned(), std::error::Error::source(status)),
+        etcd_client::Error::TransportError(error) => (error.to_string(), std::error::Error::source(error)),
+        other => (other.to_string(), None),
+    };
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
 }
 
 type Result<T> = std::result::Result<T, Error>;
@@ -106,11 +143,7 @@ impl Etcd {
             options = options.with_user(user, password);
         }
         if let Some(tls) = &self.tls {
-            let mut with = TlsOptions::new().ca_certificate(Certificate::from_pem(&tls.authority));
-            if let Some((certificate, key)) = &tls.identity {
-                with = with.identity(Identity::from_pem(certificate, key));
-            }
-            options = options.with_tls(with);
+            options = options.with_tls(tls.read()?);
         }
         within(Client::connect(&self.endpoints, Some(options))).await
     }
@@ -129,12 +162,15 @@ async fn within<T>(answer: impl Future<Output = std::result::Result<T, etcd_clie
 /// Keeps a node's key until `wanted` is `None` or nobody wants anything any more.
 pub(super) async fn keep(options: Arc<Etcd>, mut wanted: watch::Receiver<Option<Registration>>) {
     let mut backoff = options.backoff();
+    let mut told = String::new();
     loop {
         let mut registered = false;
-        match hold(&options, &mut wanted, &mut registered).await {
-            Ok(()) => return,
-            Err(error) => tracing::warn!(%error, "not registered, trying again"),
+        let Err(error) = hold(&options, &mut wanted, &mut registered).await else { return };
+        let error = error.to_string();
+        if registered || error != told {
+            tracing::warn!(error, "not registered, trying again");
         }
+        told = error;
         if wanted.borrow().is_none() {
             return; // the lease runs out by itself
         }
@@ -192,21 +228,29 @@ async fn hold(options: &Etcd, wanted: &mut watch::Receiver<Option<Registration>>
 }
 
 /// Keeps the view for as long as anybody holds a handle to it.
-pub(super) async fn follow(options: Arc<Etcd>, view: Arc<watch::Sender<View>>, link: Arc<watch::Sender<Link>>) {
+pub(super) async fn follow(
+    options: Arc<Etcd>,
+    view: Arc<watch::Sender<View>>,
+    link: Arc<watch::Sender<Link>>,
+    trouble: Arc<watch::Sender<String>>,
+) {
     let mut backoff = options.backoff();
     let mut missing = Missing::default();
     loop {
         let mut current = false;
-        let outcome = read(&options, &view, &link, &mut missing, &mut current).await;
+        let outcome = read(&options, &view, &link, &trouble, &mut missing, &mut current).await;
         let Err(error) = outcome;
-        link.send_if_modified(|link| {
+        let lost = link.send_if_modified(|link| {
             let was = *link == Link::Current;
             if was {
-                tracing::warn!(%error, "the register is out of reach, going on with the last view");
                 *link = Link::Stale { since: Instant::now() };
             }
             was
         });
+        let text = error.to_string();
+        if trouble.send_replace(text.clone()) != text || lost {
+            tracing::warn!(error = text, "the register is out of reach, going on with the last view");
+        }
         if current {
             backoff = options.backoff();
         }
@@ -253,6 +297,7 @@ async fn read(
     options: &Etcd,
     view: &watch::Sender<View>,
     link: &watch::Sender<Link>,
+    trouble: &watch::Sender<String>,
     missing: &mut Missing,
     current: &mut bool,
 ) -> Result<std::convert::Infallible> {
@@ -265,6 +310,7 @@ async fn read(
     let watching = WatchOptions::new().with_prefix().with_start_revision(revision + 1).with_progress_notify();
     let mut events = within(client.watch(prefix.as_str(), Some(watching))).await?;
     *current = true;
+    trouble.send_replace(String::new());
     if link.send_replace(Link::Current) != Link::Current {
         tracing::info!(nodes = view.borrow().len(), revision, "the view of the cluster is current");
     }

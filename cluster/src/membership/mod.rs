@@ -49,13 +49,15 @@ impl Link {
 pub struct Membership {
     view: Arc<watch::Sender<View>>,
     link: Arc<watch::Sender<Link>>,
+    trouble: Arc<watch::Sender<String>>,
     etcd: Option<Arc<Etcd>>,
 }
 
 impl Membership {
     /// A register within this process.
     pub fn embedded() -> Self {
-        Self { view: Arc::default(), link: Arc::new(watch::Sender::new(Link::Current)), etcd: None }
+        let link = Arc::new(watch::Sender::new(Link::Current));
+        Self { view: Arc::default(), link, trouble: Arc::default(), etcd: None }
     }
 
     /// The register in etcd. Returns at once, with a view that is empty and stale until etcd has answered: nodes may be
@@ -64,10 +66,12 @@ impl Membership {
         let membership = Self {
             view: Arc::default(),
             link: Arc::new(watch::Sender::new(Link::Stale { since: Instant::now() })),
+            trouble: Arc::default(),
             etcd: Some(Arc::new(options)),
         };
         if let Some(options) = membership.etcd.clone() {
-            tokio::spawn(etcd::follow(options, membership.view.clone(), membership.link.clone()));
+            let Self { view, link, trouble, .. } = membership.clone();
+            tokio::spawn(etcd::follow(options, view, link, trouble));
         }
         membership
     }
@@ -98,6 +102,11 @@ impl Membership {
             Link::Current => Health::Ok,
             Link::Stale { since } => Health::Stale { since },
         }
+    }
+
+    /// Why the register is out of reach; empty while it is not, or while nobody knows yet.
+    pub fn trouble(&self) -> String {
+        self.trouble.borrow().clone()
     }
 
     /// Whether the register is within this process.

@@ -26,6 +26,8 @@ pub struct Registration {
     pub incarnation: String,
     /// `host:port` of its gRPC; empty if it is this process.
     pub address: String,
+    /// Its gRPC speaks TLS.
+    pub tls: bool,
     /// `host:port` of its HTTP side.
     pub http: String,
     /// Where it stands; routes prefer their own zone.

@@ -25,11 +25,11 @@ pub fn describe(node: &str, router: &Router, jobs: Option<&Jobs>) -> GetClusterR
     });
     let cache = router.cache();
     let outside = [
-        ("etcd", Some(membership.health())),
-        ("nats", jobs.map(|jobs| jobs.store().health())),
-        ("redis", cache.map(|cache| cache.health())),
+        ("etcd", Some(membership.health()), membership.trouble()),
+        ("nats", jobs.map(|jobs| jobs.store().health()), String::new()),
+        ("redis", cache.map(|cache| cache.health()), String::new()),
     ];
-    let outside = outside.into_iter().filter_map(|(name, health)| Some(dependency(name, health?)));
+    let outside = outside.into_iter().filter_map(|(name, health, reason)| Some(dependency(name, health?, reason)));
     let counts = cache.map(|cache| cache.counts()).unwrap_or_default();
     GetClusterResponse {
         node: node.to_owned(),
@@ -42,8 +42,9 @@ pub fn describe(node: &str, router: &Router, jobs: Option<&Jobs>) -> GetClusterR
     }
 }
 
-fn dependency(name: &str, health: Health) -> Dependency {
-    Dependency { name: name.to_owned(), state: health.as_str().to_owned(), seconds: health.unwell_for().as_secs_f64() }
+fn dependency(name: &str, health: Health, reason: String) -> Dependency {
+    let seconds = health.unwell_for().as_secs_f64();
+    Dependency { name: name.to_owned(), state: health.as_str().to_owned(), seconds, reason }
 }
 
 fn describe_node(registration: &Registration) -> Node {

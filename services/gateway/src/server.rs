@@ -8,6 +8,7 @@ use sensorium_actors::jobs::Jobs;
 use sensorium_actors::jobs::intake::Intake;
 use sensorium_actors::route::Router;
 use sensorium_actors::understand::Understanding;
+use sensorium_plane::tls::{self, ServerTls};
 use sensorium_plane::{AdminService, Cluster, Fleet};
 use sensorium_proto::admin::admin_server::AdminServer;
 use sensorium_proto::inference::grpc_inference_service_server::GrpcInferenceServiceServer;
@@ -17,7 +18,6 @@ use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tonic::codec::CompressionEncoding;
 use tonic::service::interceptor::InterceptedService;
-use tonic::transport::server::TcpIncoming;
 
 use crate::auth::{Auth, Role};
 use crate::cluster;
@@ -79,6 +79,8 @@ pub struct Door {
     pub limits: Limits,
     /// Who may do what.
     pub auth: Auth,
+    /// TLS of the listener; nothing: in the clear.
+    pub tls: Option<ServerTls>,
 }
 
 impl Door {
@@ -122,9 +124,7 @@ pub async fn serve(
     let reflection = descriptors().build_v1().ok();
     let reflection_alpha = descriptors().build_v1alpha().ok();
     let health = health::service(door.clone());
-    // the builder's own `tcp_nodelay` is not for listeners that it is given: answers of more than a segment would wait
-    // for the caller's delayed acknowledgement, 40 ms
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let incoming = tls::incoming(listener, door.tls.clone(), "door");
     tonic::transport::Server::builder()
         .max_concurrent_streams(limits.max_streams)
         .http2_keepalive_interval(Some(Duration::from_secs(limits.keep_alive_seconds)))

@@ -9,6 +9,7 @@ use tonic::metadata::MetadataValue;
 use tonic::{Code, Status};
 
 use crate::status::from_error;
+use crate::tls::Unreached;
 
 /// The trailer that carries the whole error; code and message of the status are for people and proxies.
 const TRAILER: &str = "sensorium-error-bin";
@@ -107,7 +108,7 @@ fn from_transport(worker: &str, status: &Status) -> Error {
     while let Some(error) = cause {
         let io = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
         unreachable |= io == Some(std::io::ErrorKind::ConnectionRefused);
-        unreachable |= error.is::<tower::timeout::error::Elapsed>();
+        unreachable |= error.is::<tower::timeout::error::Elapsed>() || error.is::<Unreached>();
         text = format!("{text}: {error}");
         cause = error.source();
     }

@@ -17,6 +17,7 @@ mod remote;
 mod service;
 mod statistics;
 pub mod status;
+pub mod tls;
 mod trace;
 
 pub use admin::{AdminService, Cluster};

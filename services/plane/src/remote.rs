@@ -9,7 +9,7 @@ use futures::{FutureExt, StreamExt};
 use sensorium_actors::error::{Error, Result};
 use sensorium_actors::request::{Context, Reply, ReplyStream, Request};
 use sensorium_actors::route::client::Client;
-use sensorium_cluster::membership::Link;
+use sensorium_cluster::membership::{Link, Registration};
 use sensorium_proto::admin::admin_client::AdminClient;
 use sensorium_proto::admin::{
     Actor, GetActorTreeRequest, GetModelCardRequest, GetModelCardResponse, RestartActorRequest,
@@ -29,6 +29,7 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
 use crate::member::{Description, Member};
+use crate::tls::{self, ClientTls};
 use crate::{convert, error, inject_trace};
 
 /// How often a worker that is suspected is asked whether it is there, and how long it may take to say so.
@@ -48,6 +49,8 @@ pub struct Dial {
     pub keep_alive_timeout: Duration,
     /// Bytes of an answer at most.
     pub max_message_bytes: usize,
+    /// How we prove ourselves; nothing: in the clear.
+    pub tls: Option<ClientTls>,
 }
 
 impl Default for Dial {
@@ -57,6 +60,7 @@ impl Default for Dial {
             keep_alive: Duration::from_secs(1),
             keep_alive_timeout: Duration::from_secs(2),
             max_message_bytes: 256 << 20,
+            tls: None,
         }
     }
 }
@@ -93,11 +97,12 @@ pub struct RemoteMember {
 }
 
 impl RemoteMember {
-    /// A worker at `address`, `host:port`. Connections are made when they are needed.
+    /// A worker, at the address that it has registered. Connections are made when they are needed.
     ///
     /// # Errors
     /// If the address is none.
-    pub fn new(name: &str, address: &str, dial: &Dial, link: watch::Receiver<Link>) -> Result<Arc<Self>> {
+    pub fn new(registration: &Registration, dial: &Dial, link: watch::Receiver<Link>) -> Result<Arc<Self>> {
+        let (name, address) = (registration.node.as_str(), registration.address.as_str());
         let bad = |error: &dyn std::fmt::Display| Error::Internal(format!("address '{address}' of {name}: {error}"));
         let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|error| bad(&error))?;
         let endpoint = endpoint
@@ -108,8 +113,16 @@ impl RemoteMember {
             .keep_alive_while_idle(true)
             .initial_stream_window_size(1 << 20)
             .initial_connection_window_size(8 << 20);
-        let channels: Vec<Channel> = (0..dial.connections.max(1)).map(|_| endpoint.connect_lazy()).collect();
-        let reachable = Arc::new(AtomicBool::new(true));
+        let channel = || match (&dial.tls, mismatch(registration, dial)) {
+            (_, Some(why)) => tls::mismatch(&endpoint, why),
+            (Some(tls), None) => tls.channel(&endpoint),
+            (None, None) => endpoint.connect_lazy(),
+        };
+        let channels: Vec<Channel> = (0..dial.connections.max(1)).map(|_| channel()).collect();
+        if let Some(why) = mismatch(registration, dial) {
+            tracing::error!(worker = name, why, "worker cannot be called");
+        }
+        let reachable = Arc::new(AtomicBool::new(mismatch(registration, dial).is_none()));
         tokio::spawn(probe(channels[0].clone(), Arc::downgrade(&reachable), link));
         let reach = Reach { worker: name.into(), reachable };
         let max_message_bytes = dial.max_message_bytes;
@@ -140,6 +153,16 @@ impl RemoteMember {
             Ok(Err(status)) => Err(self.reach.error(&status, &Context::default())),
             Err(_) => Err(Error::DeadlineExceeded { stage: format!("waiting for {}", self.reach.worker) }),
         }
+    }
+}
+
+/// What keeps us from calling a worker at all. Never in the clear because the register says so: who can write there
+/// could have requests sent to anybody.
+fn mismatch(registration: &Registration, dial: &Dial) -> Option<&'static str> {
+    match (registration.tls, dial.tls.is_some()) {
+        (true, false) => Some("the worker speaks TLS, and this gateway has no plane.certificate, plane.key, plane.ca"),
+        (false, true) => Some("the worker speaks no TLS, and plane.certificate of this gateway asks for it"),
+        _ => None,
     }
 }
 

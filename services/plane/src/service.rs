@@ -15,13 +15,13 @@ use sensorium_proto::worker::worker_server::{Worker, WorkerServer};
 use sensorium_proto::worker::*;
 use tokio::net::TcpListener;
 use tokio::time::Instant;
-use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status};
 
 use crate::admin::AdminService;
 use crate::fleet::Fleet;
 use crate::local::LocalMember;
 use crate::member::Member;
+use crate::tls::{self, ServerTls};
 use crate::{convert, deadline, error, extract_trace};
 
 /// Bytes of a request at most: what a gateway lets in, and its frame.
@@ -121,6 +121,7 @@ pub async fn serve(
     admission: Admission,
     fleet: Fleet,
     listener: TcpListener,
+    tls: Option<ServerTls>,
     shutdown: impl Future<Output = ()>,
 ) -> std::result::Result<(), tonic::transport::Error> {
     let (health, health_service) = tonic_health::server::health_reporter();
@@ -136,6 +137,6 @@ pub async fn serve(
         .add_service(worker)
         .add_service(AdminServer::new(AdminService::new(fleet, None)))
         .add_service(health_service)
-        .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), shutdown)
+        .serve_with_incoming_shutdown(tls::incoming(listener, tls, "worker"), shutdown)
         .await
 }

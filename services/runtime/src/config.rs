@@ -11,11 +11,14 @@ use serde::{Deserialize, Deserializer};
 use toml::{Table, Value};
 
 /// Variables that belong to a tool beside the server, not to its configuration.
-const NOT_OURS: [&str; 7] = [
-    "SENSORIUM_KEY",
+const NOT_OURS: [&str; 10] = [
     "SENSORIUM_BINARY",
+    "SENSORIUM_CA",
     "SENSORIUM_CACHE",
+    "SENSORIUM_CERTIFICATE",
+    "SENSORIUM_CLIENT_KEY",
     "SENSORIUM_CONFIG",
+    "SENSORIUM_KEY",
     "SENSORIUM_SAMPLES",
     "SENSORIUM_SERVER",
     "SENSORIUM_TEST_PYTHON",
@@ -50,6 +53,9 @@ pub enum Error {
         /// Where it was set.
         origin: String,
     },
+    /// Keys that do not go together.
+    #[error("{0}")]
+    Combination(String),
 }
 
 /// Reads `T` from file, environment and flags, each over the one before.

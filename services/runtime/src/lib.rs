@@ -1,5 +1,6 @@
-//! Configuration, telemetry, signals: what every process needs and none of our domain.
+//! Configuration, watched files, telemetry, signals: what every process needs and none of our domain.
 
 pub mod config;
 pub mod signal;
 pub mod telemetry;
+pub mod watched;

@@ -1,11 +1,14 @@
 //! The configuration of `sensorium serve`, `gateway` and `worker`: one set of keys, of which each uses what it needs.
 
+mod check;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 use sensorium_actors::understand;
+use sensorium_gateway::auth;
 use sensorium_gateway::server::Limits;
 use sensorium_runtime::config;
 use serde::{Deserialize, Serialize};
@@ -52,8 +55,10 @@ pub struct Config {
     pub register: Register,
     /// How gateways call workers.
     pub plane: Plane,
+    /// TLS at the door.
+    pub tls: Tls,
     /// Who may do what at the door.
-    pub auth: Auth,
+    pub auth: auth::Options,
     /// Path of the metrics on the HTTP side; empty: none. Default: `/metrics`.
     pub metrics_path: String,
     /// Seconds that requests in flight are given when the process is asked to stop. Default: 30.
@@ -186,15 +191,21 @@ impl Default for Register {
     }
 }
 
-/// Who may do what at the door.
+/// TLS at the door. Files are read again when they change.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Auth {
-    /// File of API keys, as `sensorium key` writes its entries. Default: none, and everybody may do everything.
-    pub keys: Option<PathBuf>,
+pub struct Tls {
+    /// PEM file of the door's certificate and those between it and its authority. Default: none, and the door speaks in
+    /// the clear.
+    pub certificate: Option<PathBuf>,
+    /// PEM file of its key.
+    pub key: Option<PathBuf>,
+    /// PEM file of who may have signed certificates of clients; those without one are turned away. Default: none, and
+    /// no client is asked for one.
+    pub client_ca: Option<PathBuf>,
 }
 
-/// How gateways call workers.
+/// How gateways call workers, and workers know gateways.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Plane {
@@ -204,11 +215,29 @@ pub struct Plane {
     pub keep_alive_ms: u64,
     /// Milliseconds after which one that does not answer is given up, and its requests go elsewhere. Default: 2000.
     pub keep_alive_timeout_ms: u64,
+    /// PEM file of the node's certificate, for TLS between gateways and workers; both ends have one, and show it. Read
+    /// again when it changes, as are `key` and `ca`. Default: none, and they talk in the clear.
+    pub certificate: Option<PathBuf>,
+    /// PEM file of its key.
+    pub key: Option<PathBuf>,
+    /// PEM file of who may have signed the certificate of the other end.
+    pub ca: Option<PathBuf>,
+    /// Name that a worker's certificate must be for, where all have one name. Default: the host of the worker's
+    /// address.
+    pub server_name: String,
 }
 
 impl Default for Plane {
     fn default() -> Self {
-        Self { connections: 2, keep_alive_ms: 1000, keep_alive_timeout_ms: 2000 }
+        Self {
+            connections: 2,
+            keep_alive_ms: 1000,
+            keep_alive_timeout_ms: 2000,
+            certificate: None,
+            key: None,
+            ca: None,
+            server_name: String::new(),
+        }
     }
 }
 
@@ -251,7 +280,8 @@ impl Default for Config {
             jobs: Jobs::default(),
             register: Register::default(),
             plane: Plane::default(),
-            auth: Auth::default(),
+            tls: Tls::default(),
+            auth: auth::Options::default(),
             metrics_path: "/metrics".to_owned(),
             drain_seconds: 30,
             drain_notice_ms: 500,
@@ -342,7 +372,9 @@ impl ConfigArgs {
             let quoted: Vec<String> = self.models.iter().map(|model| quoted(model)).collect();
             flags.push(("models".to_owned(), format!("[{}]", quoted.join(","))));
         }
-        config::read(self.config.as_deref(), std::env::vars(), &flags)
+        let config: Config = config::read(self.config.as_deref(), std::env::vars(), &flags)?;
+        config.check().map_err(config::Error::Combination)?;
+        Ok(config)
     }
 }
 
@@ -367,8 +399,10 @@ pub enum ConfigVerb {
 #[allow(clippy::print_stdout, clippy::print_stderr)]
 pub fn run(verb: &ConfigVerb) -> anyhow::Result<ExitCode> {
     match verb {
-        ConfigVerb::Check { file } => match config::read::<Config>(Some(file), std::iter::empty(), &[]) {
-            Ok(_) => println!("{}: ok", file.display()),
+        ConfigVerb::Check { file } => match config::read::<Config>(Some(file), std::iter::empty(), &[])
+            .and_then(|config| config.check().map_err(config::Error::Combination))
+        {
+            Ok(()) => println!("{}: ok", file.display()),
             Err(error) => {
                 eprintln!("{error}");
                 return Ok(ExitCode::from(1));

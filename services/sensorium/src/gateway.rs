@@ -14,6 +14,7 @@ use sensorium_runtime::telemetry;
 
 use crate::config::{Config, ConfigArgs};
 use crate::node::{self, Serving};
+use crate::tls;
 
 /// Serves until a signal.
 pub async fn run(args: ConfigArgs) -> anyhow::Result<ExitCode> {
@@ -27,7 +28,7 @@ pub async fn run(args: ConfigArgs) -> anyhow::Result<ExitCode> {
     let name = node::name(&config, "gateway", grpc.local_addr()?.port());
 
     let tree = Tree::default();
-    let fleet = Fleet::new(&membership, remote(&config, &membership), tree.clone());
+    let fleet = Fleet::new(&membership, remote(&config, &membership)?, tree.clone());
     let readiness = Readiness::new(|| true);
     let door = node::door(&config, &name, &membership, fleet, tree, readiness.clone()).await?;
     let address = node::reachable(grpc.local_addr()?, "");
@@ -51,17 +52,18 @@ pub async fn run(args: ConfigArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// Workers behind connections.
-fn remote(config: &Config, membership: &Membership) -> Make {
+fn remote(config: &Config, membership: &Membership) -> anyhow::Result<Make> {
     let plane = &config.plane;
     let dial = Dial {
         connections: plane.connections,
         keep_alive: Duration::from_millis(plane.keep_alive_ms),
         keep_alive_timeout: Duration::from_millis(plane.keep_alive_timeout_ms),
+        tls: tls::plane(config)?,
         ..Dial::default()
     };
     let link = membership.link();
-    Arc::new(move |registration: &Registration| {
-        let made = RemoteMember::new(&registration.node, &registration.address, &dial, link.clone());
+    Ok(Arc::new(move |registration: &Registration| {
+        let made = RemoteMember::new(registration, &dial, link.clone());
         match made {
             Ok(member) => Some(member as Arc<dyn Member>),
             Err(error) => {
@@ -69,7 +71,7 @@ fn remote(config: &Config, membership: &Membership) -> Make {
                 None
             }
         }
-    })
+    }))
 }
 
 /// A gateway is ready once somebody has a model to offer, and stays so: an outage is degraded, not unready.

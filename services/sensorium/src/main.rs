@@ -10,6 +10,7 @@ mod node;
 mod parent;
 #[cfg(feature = "worker")]
 mod serve;
+mod tls;
 mod verbs;
 #[cfg(feature = "worker")]
 mod worker;

@@ -28,6 +28,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::config::Config;
+use crate::tls;
 
 fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
     std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))
@@ -51,14 +52,13 @@ pub fn membership(config: &Config) -> anyhow::Result<Membership> {
     let register = &config.register;
     anyhow::ensure!(!config.etcd.is_empty(), "etcd: empty, expected the URL of etcd (--etcd http://127.0.0.1:2379)");
     anyhow::ensure!(register.lease_seconds > 0, "register.lease_seconds: 0, expected at least 1");
-    let identity = match pair("register", register.certificate.as_deref(), register.key.as_deref())? {
-        Some((certificate, key)) => Some((read(certificate)?, read(key)?)),
-        None => None,
-    };
-    let tls = match &register.ca {
-        Some(ca) => Some(Tls { authority: read(ca)?, identity }),
-        None => None,
-    };
+    let tls = register
+        .ca
+        .clone()
+        .map(|authority| Tls { authority, identity: register.certificate.clone().zip(register.key.clone()) });
+    if let Some(tls) = &tls {
+        tls.check().context("register.ca, register.certificate, register.key")?;
+    }
     let credentials = (!register.user.is_empty())
         .then(|| Credentials { user: register.user.clone(), password: register.password.clone() });
     Ok(Membership::etcd(Etcd {
@@ -95,6 +95,10 @@ pub fn registration(config: &Config, role: Role, name: &str, address: String, ht
         role,
         incarnation: uuid::Uuid::now_v7().to_string(),
         address,
+        tls: match role {
+            Role::Gateway => config.tls.certificate.is_some(),
+            Role::Worker => config.plane.certificate.is_some(),
+        },
         http: reachable(http, ""),
         zone: config.zone.clone(),
         build: env!("CARGO_PKG_VERSION").to_owned(),
@@ -130,7 +134,8 @@ pub async fn door(
     };
     let understanding = Understanding::new(router.clone(), config.understand.clone(), labels)?;
     let node = name.to_owned();
-    let auth = config.auth.keys.as_deref().map(Auth::read).transpose()?.unwrap_or_default();
+    let auth = Auth::start(&config.auth)?;
+    let tls = tls::door(config)?;
     let jobs = jobs(config, membership.is_embedded()).await?;
     let intake = match &jobs {
         Some(jobs) => {
@@ -140,7 +145,7 @@ pub async fn door(
         None => None,
     };
     let limits = config.limits.clone();
-    Ok(Door { node, router, fleet, understanding, jobs, intake, readiness, limits, auth })
+    Ok(Door { node, router, fleet, understanding, jobs, intake, readiness, limits, auth, tls })
 }
 
 /// Where answers are kept.

@@ -81,6 +81,7 @@ fn welcome(config: &Config, http: SocketAddr) {
     let binary = std::env::current_exe().map_or_else(|_| "sensorium".to_owned(), |path| path.display().to_string());
     let samples = std::env::var_os("SENSORIUM_SAMPLES").map_or_else(|| cache().join("samples"), Into::into);
     let server = match config.grpc.port() {
+        _ if config.tls.certificate.is_some() => " --server https://HOST:PORT --ca FILE".to_owned(),
         8001 => String::new(),
         port => format!(" --server http://127.0.0.1:{port}"),
     };

@@ -19,6 +19,7 @@ use sensorium_worker::TchLoader;
 
 use crate::config::{Config, ConfigArgs};
 use crate::node::{self, Serving};
+use crate::tls;
 
 /// The process has to be started anew: a device call hangs and cannot be ended, or the tree has given up.
 pub const EXIT_BROKEN: u8 = 70;
@@ -46,8 +47,9 @@ pub async fn run(args: ConfigArgs) -> anyhow::Result<ExitCode> {
     let serving = {
         let (member, admission) = (member.clone(), admission.clone());
         let fleet = alone(&membership, &member, Tree::default());
+        let tls = tls::worker(&config)?;
         Serving::start(&config, side, &readiness, &telemetry, move |told| async move {
-            Ok(sensorium_plane::serve(member, admission, fleet, listener, node::stopped(told)).await?)
+            Ok(sensorium_plane::serve(member, admission, fleet, listener, tls, node::stopped(told)).await?)
         })
     };
 

@@ -11,7 +11,9 @@ mod jobs;
 mod losses;
 mod outages;
 mod partitions;
+mod register;
 mod replicas;
+mod secure;
 
 use sensorium_tests::{Ask, Client, Cluster, Doors, Load, Repository};
 

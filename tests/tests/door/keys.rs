@@ -1,6 +1,6 @@
 //! API keys at the door: who has none, who has a wrong one, and what each is good for.
 
-use sensorium_tests::{Ask, Client, Refusal, Repository, Server, ServerOptions, chaos};
+use sensorium_tests::{Ask, Client, Refusal, Repository, Server, ServerOptions, chaos, eventually};
 use tonic::{Code, Status};
 
 /// Makes a key by the operator's verb; gives the entry of the file and the key itself.
@@ -49,4 +49,30 @@ async fn a_key_is_good_for_what_it_says() {
     assert_eq!(code, Some(0), "{err}");
     // health needs no key: load balancers have none
     client.check("").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_key_is_taken_back_without_a_restart() {
+    let (one, ones_key) = key(&["one"]).await;
+    let (two, twos_key) = key(&["two"]).await;
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), format!("{one}\n{two}")).unwrap();
+    let keys = file.path().display().to_string();
+    let repository = Repository::new().with(&["identity"]);
+    let server = Server::start(ServerOptions::new(repository).set("auth.keys", &keys)).await;
+    let client = server.client().await;
+    let ask = async |key: &str| infer(&client, Some(key), chaos("identity", 0.0, 0.0)).await;
+    ask(&ones_key).await.unwrap();
+    ask(&twos_key).await.unwrap();
+
+    std::fs::write(file.path(), &two).unwrap();
+    let status = eventually("the key is taken back", async || ask(&ones_key).await.err()).await;
+    assert_eq!(status.code(), Code::Unauthenticated, "{status:?}");
+    ask(&twos_key).await.unwrap();
+    // a file that cannot be used changes nothing, and says so
+    std::fs::write(file.path(), "[[keys]]\nname = 'three'").unwrap();
+    eventually("the broken file is told", async || server.log().contains("cannot be used").then_some(())).await;
+    ask(&twos_key).await.unwrap();
+    std::fs::write(file.path(), format!("{one}\n{two}")).unwrap();
+    eventually("the key is given again", async || ask(&ones_key).await.ok()).await;
 }

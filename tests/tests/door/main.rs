@@ -14,6 +14,8 @@ mod shutdown;
 mod statistics;
 mod streams;
 mod telemetry;
+mod tls;
+mod tokens;
 mod verbs;
 
 use sensorium_tests::{Client, Repository, Server, ServerOptions};

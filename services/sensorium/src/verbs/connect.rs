@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 done, 1 the server refused or failed, 2 wrong usage (clap's own code too), 3 nobody answers.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use owo_colors::Style;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
-use tonic::transport::{self, Endpoint};
+use tonic::transport::{self, Certificate, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt;
 
@@ -27,6 +28,15 @@ pub struct Server {
     /// API key, where the server asks for one.
     #[arg(long, env = "SENSORIUM_KEY", hide_env_values = true)]
     pub key: Option<String>,
+    /// PEM file of who may have signed the server's certificate, for `https` addresses. Default: whom the system trusts.
+    #[arg(long, env = "SENSORIUM_CA", value_name = "FILE")]
+    pub ca: Option<PathBuf>,
+    /// PEM file of our certificate, where the server asks for one.
+    #[arg(long, env = "SENSORIUM_CERTIFICATE", value_name = "FILE", requires = "client_key")]
+    pub certificate: Option<PathBuf>,
+    /// PEM file of its key.
+    #[arg(long, env = "SENSORIUM_CLIENT_KEY", value_name = "FILE", requires = "certificate")]
+    pub client_key: Option<PathBuf>,
 }
 
 /// A connection on which every call brings the key.
@@ -93,11 +103,20 @@ impl From<serde_json::Error> for Failure {
 impl Server {
     /// Connects now: an address at which nobody listens is an error of its own.
     pub(super) async fn connect(&self) -> Result<Channel, Failure> {
+        let scheme = if self.ca.is_some() || self.certificate.is_some() { "https" } else { "http" };
         let with_scheme =
-            if self.server.contains("://") { self.server.clone() } else { format!("http://{}", self.server) };
-        let endpoint = Endpoint::from_shared(with_scheme)
-            .map_err(|error| Failure::Usage(format!("--server {}: {error}, expected http://HOST:PORT", self.server)))?;
-        let endpoint = endpoint.connect_timeout(Duration::from_secs(5)).tcp_nodelay(true);
+            if self.server.contains("://") { self.server.clone() } else { format!("{scheme}://{}", self.server) };
+        let expected = |error: &dyn std::fmt::Display| {
+            Failure::Usage(format!("--server {}: {error}, expected http://HOST:PORT or https://HOST:PORT", self.server))
+        };
+        let endpoint = Endpoint::from_shared(with_scheme).map_err(|error| expected(&error))?;
+        let mut endpoint = endpoint.connect_timeout(Duration::from_secs(5)).tcp_nodelay(true);
+        match endpoint.uri().scheme_str() {
+            Some("https") => endpoint = endpoint.tls_config(self.tls()?).map_err(|error| expected(&causes(&error)))?,
+            // what is to be protected is not sent in the clear
+            _ if scheme == "https" => return Err(expected(&"in the clear, in spite of --ca or --certificate")),
+            _ => {}
+        }
         let value = self.key.as_ref().map(|key| format!("Bearer {key}").parse()).transpose();
         let value = value.map_err(|_| Failure::Usage("--key: not printable, expected an API key".to_owned()))?;
         let connected = endpoint.connect().await;
@@ -110,6 +129,31 @@ impl Server {
         })?;
         Ok(InterceptedService::new(channel, Bearer(value)))
     }
+
+    fn tls(&self) -> Result<ClientTlsConfig, Failure> {
+        let read = |flag: &str, path: &PathBuf| {
+            std::fs::read(path).map_err(|error| Failure::Usage(format!("{flag} {}: {error}", path.display())))
+        };
+        let mut tls = match &self.ca {
+            Some(ca) => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read("--ca", ca)?)),
+            None => ClientTlsConfig::new().with_native_roots(),
+        };
+        if let (Some(certificate), Some(key)) = (&self.certificate, &self.client_key) {
+            tls = tls.identity(Identity::from_pem(read("--certificate", certificate)?, read("--client-key", key)?));
+        }
+        Ok(tls)
+    }
+}
+
+/// An error and what has caused it.
+fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
 }
 
 /// Prints a failure and gives the exit code; what is a bug of ours goes on to `main`.
@@ -129,6 +173,10 @@ pub(super) fn finish(result: Result<(), Failure>) -> anyhow::Result<ExitCode> {
 fn describe(status: &Status) -> String {
     let code = code_name(status.code());
     let mut text = format!("{code}: {}", status.message());
+    // of the transport's own: a server that wants to see a certificate says so only here
+    if let Some(cause) = std::error::Error::source(status) {
+        text = format!("{text}: {}", causes(cause));
+    }
     let details = status.get_error_details();
     for violation in details.bad_request().into_iter().flat_map(|bad| &bad.field_violations) {
         text.push_str(&format!("\n  {}: {}", violation.field, violation.description));

@@ -101,6 +101,7 @@ struct Dependency {
     name: String,
     state: String,
     seconds: f64,
+    reason: String,
 }
 
 impl Status {
@@ -109,7 +110,7 @@ impl Status {
         self.dependencies = told
             .dependencies
             .into_iter()
-            .map(|of| Dependency { name: of.name, state: of.state, seconds: of.seconds })
+            .map(|of| Dependency { name: of.name, state: of.state, seconds: of.seconds, reason: of.reason })
             .collect();
         self.cache_hit_rate = ratio(told.cache_hits, told.cache_lookups);
         let routes = told.routes;
@@ -235,7 +236,10 @@ fn draw(address: &str, status: &Status) -> String {
     let dependencies = status.dependencies.iter().map(|of| match of.state.as_str() {
         "embedded" => dim(format!("{} embedded", of.name)),
         "ok" => paint(format!("{} ok", of.name), good),
-        state => paint(format!("{} {state} for {}", of.name, seconds(of.seconds)), bad),
+        state => {
+            let reason = if of.reason.is_empty() { String::new() } else { format!(" ({})", of.reason) };
+            paint(format!("{} {state} for {}{reason}", of.name, seconds(of.seconds)), bad)
+        }
     });
     let dependencies = dependencies.collect::<Vec<_>>().join("  ");
     let cache = status.cache_hit_rate.map(|rate| format!("  {:.0} % cache hits", rate * 100.0)).unwrap_or_default();

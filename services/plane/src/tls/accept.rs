@@ -1,0 +1,173 @@
+//! Connections of a listener, each after its handshake.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures::future::ready;
+use futures::stream::BoxStream;
+use futures::{FutureExt, StreamExt};
+use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::Instant;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tonic::transport::server::{Connected, TcpConnectInfo, TcpIncoming};
+
+use super::ServerTls;
+
+/// How long a handshake may take.
+const HANDSHAKE: Duration = Duration::from_secs(5);
+/// Handshakes at once; who comes then waits in the listener's backlog.
+const HANDSHAKES: usize = 1024;
+/// One failed handshake in this time is logged.
+const COMPLAIN: Duration = Duration::from_secs(1);
+const FAILURES: &str = "sensorium_tls_handshake_failures_total";
+
+enum Io {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+/// A connection, in the clear or within TLS.
+pub struct Connection {
+    io: Io,
+    info: TcpConnectInfo,
+}
+
+/// Connections of a listener; `name` stands in logs and metrics. Handshakes run side by side, so a client that is slow
+/// or silent holds up nobody. One that fails is no error of the listener's.
+pub fn incoming(
+    listener: TcpListener,
+    tls: Option<ServerTls>,
+    name: &'static str,
+) -> BoxStream<'static, io::Result<Connection>> {
+    let accepted = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let Some(tls) = tls else {
+        return accepted
+            .map(|stream| stream.map(|stream| Connection { info: stream.connect_info(), io: Io::Plain(stream) }))
+            .boxed();
+    };
+    metrics::describe_counter!(FAILURES, "TLS handshakes that failed, by listener");
+    let complaints = Arc::new(Complaints { name, last: Mutex::new(None) });
+    accepted
+        .map(move |stream| {
+            let (tls, complaints) = (tls.clone(), complaints.clone());
+            // a task of its own: the cryptography of one handshake would hold up the accepting of others
+            tokio::spawn(async move {
+                match stream {
+                    Ok(stream) => handshake(stream, &tls, &complaints).await.map(Ok),
+                    Err(error) => Some(Err(error)),
+                }
+            })
+            .map(|joined| joined.ok().flatten())
+        })
+        .buffer_unordered(HANDSHAKES)
+        .filter_map(ready)
+        .boxed()
+}
+
+async fn handshake(stream: TcpStream, tls: &ServerTls, complaints: &Complaints) -> Option<Connection> {
+    let info = stream.connect_info();
+    let acceptor = TlsAcceptor::from(tls.get());
+    match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => return Some(Connection { io: Io::Tls(Box::new(stream)), info }),
+        // probes connect and leave
+        Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
+            tracing::debug!(listener = complaints.name, peer = ?info.remote_addr, "left without a handshake");
+        }
+        Ok(Err(error)) => complaints.add(info.remote_addr, &explain(&error)),
+        Err(_) => complaints.add(info.remote_addr, &format!("no handshake within {HANDSHAKE:?}")),
+    }
+    None
+}
+
+/// Words for the mistake that is made most often.
+fn explain(error: &io::Error) -> String {
+    let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>());
+    match cause {
+        Some(rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType)) => {
+            "the peer does not speak TLS".to_owned()
+        }
+        _ => error.to_string(),
+    }
+}
+
+/// Failed handshakes: all are counted, few are logged, as anybody may cause them.
+struct Complaints {
+    name: &'static str,
+    last: Mutex<Option<Instant>>,
+}
+
+impl Complaints {
+    fn add(&self, peer: Option<SocketAddr>, error: &str) {
+        metrics::counter!(FAILURES, "listener" => self.name).increment(1);
+        let mut last = self.last.lock();
+        if last.is_none_or(|last| last.elapsed() >= COMPLAIN) {
+            *last = Some(Instant::now());
+            tracing::warn!(listener = self.name, ?peer, error, "TLS handshake failed");
+        }
+    }
+}
+
+impl Connected for Connection {
+    type ConnectInfo = TcpConnectInfo;
+
+    fn connect_info(&self) -> TcpConnectInfo {
+        self.info.clone()
+    }
+}
+
+macro_rules! either {
+    ($connection:expr, $io:ident => $call:expr) => {
+        match &mut $connection.get_mut().io {
+            Io::Plain(stream) => {
+                let $io = Pin::new(stream);
+                $call
+            }
+            Io::Tls(stream) => {
+                let $io = Pin::new(&mut **stream);
+                $call
+            }
+        }
+    };
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        either!(self, io => io.poll_read(cx, into))
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, from: &[u8]) -> Poll<io::Result<usize>> {
+        either!(self, io => io.poll_write(cx, from))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        either!(self, io => io.poll_flush(cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        either!(self, io => io.poll_shutdown(cx))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        from: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        either!(self, io => io.poll_write_vectored(cx, from))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match &self.io {
+            Io::Plain(stream) => stream.is_write_vectored(),
+            Io::Tls(stream) => stream.is_write_vectored(),
+        }
+    }
+}
