@@ -9,6 +9,7 @@ mod forms;
 mod losses;
 mod outages;
 mod partitions;
+mod quotas;
 mod replicas;
 
 use sensorium_tests::{Ask, Client, Cluster, Doors, Load, Repository};
