@@ -121,7 +121,7 @@ impl Bench {
     {
         loop {
             let error = {
-                match self.understanding.enter() {
+                match self.understanding.enter(context) {
                     Err(error) => error,
                     Ok(_permit) => match attempt().await {
                         Err(error) => error,

@@ -10,9 +10,11 @@ use std::time::Duration;
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use futures::future::{Either, select};
 use sensorium_cluster::membership::Policy;
+use tokio::time::Instant;
 
 use super::handle::{Call, Route};
 use super::table::Wish;
+use crate::admission::{self, Admission, Slot};
 use crate::error::{Error, Result};
 use crate::request::{Context, Reply, ReplyStream, Request};
 
@@ -34,6 +36,7 @@ pub struct Attempts {
     pauses: ExponentialBackoff,
     budget: Option<f64>,
     size: f64,
+    slot: Slot,
 }
 
 /// What a failure allows.
@@ -67,9 +70,17 @@ impl Attempts {
     /// The tries of `request`.
     ///
     /// # Errors
-    /// `NotFound` if nobody holds the version, `Unavailable` if nobody holds the model any more.
-    pub fn new(route: Arc<Route>, zone: Arc<str>, request: &Request, context: &Context) -> Result<Self> {
+    /// `NotFound` if nobody holds the version, `Unavailable` if nobody holds the model any more, `Exhausted` if it has
+    /// enough to do.
+    pub fn new(
+        route: Arc<Route>,
+        zone: Arc<str>,
+        admission: &Admission,
+        request: &Request,
+        context: &Context,
+    ) -> Result<Self> {
         let (version, policy) = route.resolve(request.version, |held| (held.version, held.policy.clone()))?;
+        let slot = admission.slot(&route.slots, route.table().capacity(), context)?;
         let pauses = ExponentialBuilder::new().with_min_delay(FIRST_PAUSE).with_max_delay(LONGEST_PAUSE);
         Ok(Self {
             route,
@@ -81,6 +92,7 @@ impl Attempts {
             pauses: pauses.with_jitter().without_max_times().build(),
             budget: context.budget.map(|budget| budget.as_secs_f64()),
             size: request.size(),
+            slot,
         })
     }
 
@@ -95,8 +107,28 @@ impl Attempts {
         Ok(Call::start(&self.route, candidate, self.size))
     }
 
-    /// Tries until there is an answer, or a failure that is final.
+    /// Tries until there is an answer, or a failure that is final. What cannot be expected in time is not begun.
     pub async fn infer(&mut self, request: &Request, context: &Context) -> Result<Reply> {
+        self.must_be_meetable(request, context)?;
+        let answer = self.try_infer(request, context).await;
+        self.slot.ended(&answer);
+        answer
+    }
+
+    fn must_be_meetable(&self, request: &Request, context: &Context) -> Result<()> {
+        let Some(deadline) = context.deadline else { return Ok(()) };
+        if request.parameters.0.contains_key("max_tokens") {
+            return Ok(()); // how long it takes is up to the request, and others tell nothing of it
+        }
+        let Some(expected) = self.route.table().certain_seconds(self.version, self.size) else { return Ok(()) };
+        let left = deadline.saturating_duration_since(Instant::now());
+        if expected <= left.as_secs_f64() {
+            return Ok(());
+        }
+        Err(admission::unmeetable(&self.route.model, expected, left))
+    }
+
+    async fn try_infer(&mut self, request: &Request, context: &Context) -> Result<Reply> {
         self.route.deposit();
         let mut call = self.pick()?;
         loop {
@@ -110,11 +142,22 @@ impl Attempts {
         }
     }
 
-    /// Tries until a stream is open.
+    /// Tries until a stream is open. A part of a stream is worth something: it is begun whatever is expected.
     pub async fn open(&mut self, request: &Request, context: &Context) -> Result<(Call, ReplyStream)> {
         self.route.deposit();
-        let call = self.pick()?;
-        self.open_with(call, request, context).await
+        let opened = match self.pick() {
+            Ok(call) => self.open_with(call, request, context).await,
+            Err(error) => Err(error),
+        };
+        if opened.is_err() {
+            self.slot.ended(&opened);
+        }
+        opened
+    }
+
+    /// Notes that a part of a stream has come.
+    pub fn progressed(&mut self) {
+        self.slot.answered();
     }
 
     /// The same, with a call that has been picked.

@@ -43,7 +43,9 @@ pub struct Seen {
     in_flight: AtomicU64,
     /// Bits of an `f64`: seconds of a request, a moving average.
     latency: AtomicU64,
-    /// Bits of an `f64`: seconds per unit of size, a moving average.
+    /// Bits of an `f64`: seconds of a round of the worker, a moving average without the rounds that were waited for.
+    round: AtomicU64,
+    /// Bits of an `f64`: the same per unit of size.
     pace: AtomicU64,
     failures: AtomicU32,
     /// Milliseconds after `born`; 0: not.
@@ -59,6 +61,7 @@ impl Default for Seen {
             born: Instant::now(),
             in_flight: AtomicU64::new(0),
             latency: AtomicU64::new(0),
+            round: AtomicU64::new(0),
             pace: AtomicU64::new(0),
             failures: AtomicU32::new(0),
             ejected_until: AtomicU64::new(0),
@@ -105,11 +108,15 @@ impl Candidate {
     }
 
     /// Seconds that a request of `size` units can expect to take here: those before it, and itself.
-    #[allow(clippy::cast_precision_loss)]
     pub fn expected_seconds(&self, size: f64) -> f64 {
-        let rounds = self.seen.in_flight() as f64 / f64::from(self.capacity);
         let own = (self.seen.pace_seconds() * size).max(FLOOR_SECONDS);
-        rounds * self.seen.latency_seconds().max(FLOOR_SECONDS) + own
+        self.rounds() * self.seen.round_seconds().max(FLOOR_SECONDS) + own
+    }
+
+    /// How often it has to work on as many requests as it can side by side, for those that it has.
+    #[allow(clippy::cast_precision_loss)]
+    pub fn rounds(&self) -> f64 {
+        self.seen.in_flight() as f64 / f64::from(self.capacity)
     }
 }
 
@@ -135,7 +142,12 @@ impl Seen {
         self.latency_seconds() * (-idle.as_secs_f64() / HALF_LIFE.as_secs_f64()).exp2()
     }
 
-    /// Moving average of the time per unit of size; 0 before the first.
+    /// Moving average of the time of a round; 0 before the first.
+    pub fn round_seconds(&self) -> f64 {
+        f64::from_bits(self.round.load(Relaxed))
+    }
+
+    /// Moving average of the time of a round per unit of size; 0 before the first.
     pub fn pace_seconds(&self) -> f64 {
         f64::from_bits(self.pace.load(Relaxed))
     }
@@ -146,9 +158,10 @@ impl Seen {
     }
 
     /// A worker that is new is taken to be as quick as the others, so that it is not flooded.
-    pub fn assume(&self, latency: f64, pace: f64) {
+    pub fn assume(&self, latency: f64, round: f64, pace: f64) {
         if self.latency.load(Relaxed) == 0 {
             self.latency.store(latency.to_bits(), Relaxed);
+            self.round.store(round.to_bits(), Relaxed);
             self.pace.store(pace.to_bits(), Relaxed);
         }
     }
@@ -163,11 +176,13 @@ impl Seen {
         self.in_flight.fetch_sub(1, Relaxed);
     }
 
-    /// A call of `size` units was answered.
-    pub fn answered(&self, took: Duration, size: f64) {
+    /// A call of `size` units was answered, before which the worker had so many rounds of others.
+    pub fn answered(&self, took: Duration, size: f64, ahead: f64) {
         let seconds = took.as_secs_f64();
+        let round = seconds / (1.0 + ahead);
         average(&self.latency, seconds);
-        average(&self.pace, seconds / size.max(1.0));
+        average(&self.round, round);
+        average(&self.pace, round / size.max(1.0));
         self.failures.store(0, Relaxed);
         let now = self.after(Duration::ZERO);
         self.answered_at.store(now, Relaxed);

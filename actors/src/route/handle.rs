@@ -15,6 +15,7 @@ use super::actor::{CONSECUTIVE_FAILURES, Message};
 use super::candidate::Candidate;
 use super::hedge::Latencies;
 use super::table::Table;
+use crate::admission::Slots;
 use crate::error::{Error, Result};
 
 /// Retries may add this share to the requests of the last ten seconds…
@@ -34,6 +35,8 @@ pub struct Route {
     budget: TpsBudget,
     /// Of requests that were answered.
     pub latencies: Latencies,
+    /// How many may be in work.
+    pub slots: Arc<Slots>,
 }
 
 impl Route {
@@ -46,6 +49,7 @@ impl Route {
             depth: ArcSwap::default(),
             budget: TpsBudget::new(RETRY_WINDOW, RETRIES_PER_SECOND, RETRY_SHARE),
             latencies: Latencies::default(),
+            slots: Arc::new(Slots::new(model)),
         }
     }
 
@@ -121,21 +125,24 @@ pub struct Call {
     depth: Arc<AtomicU64>,
     started: Instant,
     size: f64,
+    /// Rounds of the worker that were before it.
+    ahead: f64,
 }
 
 impl Call {
     /// A call of `size` units starts.
     pub fn start(route: &Arc<Route>, candidate: Arc<Candidate>, size: f64) -> Self {
+        let ahead = candidate.rounds();
         candidate.seen.started();
         let depth = route.depth.load_full();
         depth.fetch_add(1, Relaxed);
-        Self { candidate, route: route.clone(), depth, started: Instant::now(), size }
+        Self { candidate, route: route.clone(), depth, started: Instant::now(), size, ahead }
     }
 
     /// It was answered.
     pub fn answered(&self) {
         let took = self.started.elapsed();
-        self.candidate.seen.answered(took, self.size);
+        self.candidate.seen.answered(took, self.size, self.ahead);
         self.route.latencies.record(took);
     }
 

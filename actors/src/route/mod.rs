@@ -118,7 +118,7 @@ impl Router {
 
     /// Answers one request: admission, plan, call, report.
     pub async fn infer(&self, request: &Request, context: &Context) -> Result<Reply> {
-        let _permit = self.admission.enter()?;
+        let _permit = self.admission.enter(context)?;
         self.infer_within(request, context).await
     }
 
@@ -145,13 +145,13 @@ impl Router {
     }
 
     async fn compute(&self, route: Arc<Route>, request: &Request, context: &Context) -> Result<Reply> {
-        let mut attempts = Attempts::new(route, self.zone.clone(), request, context)?;
+        let mut attempts = Attempts::new(route, self.zone.clone(), &self.admission, request, context)?;
         context.bound("waiting for the worker", attempts.infer(request, context)).await
     }
 
     /// Answers one request in parts.
     pub async fn stream(&self, request: Request, context: Context) -> Result<ReplyStream> {
-        let permit = self.admission.enter()?;
+        let permit = self.admission.enter(&context)?;
         let stream = self.stream_within(request, context).await?;
         Ok(Box::pin(Admitted { stream, _permit: permit }))
     }
@@ -164,7 +164,7 @@ impl Router {
         }
         context.permits(&request.model)?;
         let route = self.route(&request.model)?;
-        let mut attempts = Attempts::new(route, self.zone.clone(), &request, &context)?;
+        let mut attempts = Attempts::new(route, self.zone.clone(), &self.admission, &request, &context)?;
         if attempts.policy.resume && !request.parameters.0.contains_key("seed") {
             // who goes on must draw what who began would have drawn
             request.parameters.set("seed", Parameter::Uint(rand::random()));
@@ -179,6 +179,7 @@ impl Router {
                 let error = match next {
                     Ok(Some(reply)) => {
                         told.note(&reply);
+                        attempts.progressed();
                         if reply.last {
                             call.answered();
                         }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use rand::Rng;
 use sensorium_cluster::membership::Held;
 
-use super::candidate::Candidate;
+use super::candidate::{Candidate, Seen};
 use crate::error::{Error, Result};
 
 /// A worker of another zone has to be this much less loaded to be preferred.
@@ -20,6 +20,8 @@ pub struct Table {
     candidates: Vec<Arc<Candidate>>,
     /// Versions that anybody holds, and the best state of each; ascending.
     versions: Vec<(u64, Tier)>,
+    /// Requests that all who take more work on side by side.
+    capacity: u32,
 }
 
 /// How well a version is held.
@@ -65,9 +67,10 @@ impl Table {
         if !known.is_empty() {
             #[allow(clippy::cast_precision_loss)]
             let count = known.len() as f64;
-            let latency = known.iter().map(|candidate| candidate.seen.latency_seconds()).sum::<f64>() / count;
-            let pace = known.iter().map(|candidate| candidate.seen.pace_seconds()).sum::<f64>() / count;
-            candidates.iter().for_each(|candidate| candidate.seen.assume(latency, pace));
+            let mean = |of: fn(&Seen) -> f64| known.iter().map(|candidate| of(&candidate.seen)).sum::<f64>() / count;
+            let (latency, round) = (mean(Seen::latency_seconds), mean(Seen::round_seconds));
+            let pace = mean(Seen::pace_seconds);
+            candidates.iter().for_each(|candidate| candidate.seen.assume(latency, round, pace));
         }
         let mut versions: Vec<(u64, Tier)> = Vec::new();
         for candidate in candidates.iter().filter(|candidate| candidate.takes_more()) {
@@ -79,7 +82,14 @@ impl Table {
             }
         }
         versions.sort_unstable();
-        Self { candidates, versions }
+        let takers = candidates.iter().filter(|candidate| candidate.takes_more());
+        let capacity = takers.fold(0u32, |sum, candidate| sum.saturating_add(candidate.capacity));
+        Self { candidates, versions, capacity }
+    }
+
+    /// Requests that they work on side by side, when the table was made.
+    pub fn capacity(&self) -> u32 {
+        self.capacity
     }
 
     /// All of them.
@@ -159,6 +169,18 @@ impl Table {
                 && candidate.holds(version).is_some_and(Held::is_ready)
         });
         holders.map(|candidate| candidate.expected_seconds(size)).min_by(f64::total_cmp)
+    }
+
+    /// The same where it is sure enough to refuse a request by it: everybody has answered of late, and is at work.
+    /// Otherwise there is somebody to try.
+    pub fn certain_seconds(&self, version: u64, size: f64) -> Option<f64> {
+        let takers = self.candidates.iter().filter(|candidate| candidate.takes_more());
+        let mut holders = takers.filter(|candidate| candidate.holds(version).is_some()).peekable();
+        holders.peek()?;
+        holders.try_fold(f64::INFINITY, |soonest, candidate| {
+            let known = candidate.seen.is_measured() && candidate.seen.in_flight() > 0;
+            known.then(|| soonest.min(candidate.expected_seconds(size)))
+        })
     }
 }
 
@@ -298,8 +320,8 @@ mod tests {
         let near = worker("near", "z1", vec![held(1, "READY")]);
         let far = worker("far", "z2", vec![held(1, "READY")]);
         let table = Table::new(vec![near.clone(), far.clone()]);
-        near.seen.answered(Duration::from_millis(10), 1.0);
-        far.seen.answered(Duration::from_millis(9), 1.0);
+        near.seen.answered(Duration::from_millis(10), 1.0, 0.0);
+        far.seen.answered(Duration::from_millis(9), 1.0, 0.0);
         assert_eq!(table.pick("m", &wish("z1", &[]), &mut rng()).unwrap().client.name(), "near");
         (0..3).for_each(|_| near.seen.started());
         assert_eq!(table.pick("m", &wish("z1", &[]), &mut rng()).unwrap().client.name(), "far");
@@ -320,8 +342,8 @@ mod tests {
     async fn a_budget_prefers_who_is_expected_to_meet_it() {
         let all: Vec<_> = ["quick", "slow"].map(|name| worker(name, "", vec![held(1, "READY")])).into();
         let table = Table::new(all.clone());
-        all[0].seen.answered(Duration::from_millis(100), 10.0);
-        all[1].seen.answered(Duration::from_millis(400), 10.0);
+        all[0].seen.answered(Duration::from_millis(100), 10.0, 0.0);
+        all[1].seen.answered(Duration::from_millis(400), 10.0, 0.0);
         (0..2).for_each(|_| all[0].seen.started());
         // load: 0.3 against 0.4; expected of 20 units: 0.2 + 0.2 against 0.8
         let wish = Wish { budget: Some(0.5), size: 20.0, ..wish("", &[]) };
@@ -329,12 +351,30 @@ mod tests {
         assert!((table.expected_seconds(1, 20.0).unwrap() - 0.4).abs() < 1e-6);
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn only_what_is_measured_and_at_work_is_sure_to_be_late() {
+        let all: Vec<_> = ["a", "b"].map(|name| worker(name, "", vec![held(1, "READY")])).into();
+        let table = Table::new(all.clone());
+        assert_eq!(table.capacity(), 2);
+        // four were before it: five rounds of a second
+        all[0].seen.answered(Duration::from_secs(5), 1.0, 4.0);
+        all[0].seen.started();
+        assert_eq!(table.certain_seconds(1, 1.0), None, "nobody knows of b");
+        all[1].seen.answered(Duration::from_secs(3), 1.0, 0.0);
+        assert_eq!(table.certain_seconds(1, 1.0), None, "b has nothing to do");
+        all[1].seen.started();
+        assert_eq!(table.certain_seconds(1, 1.0), Some(2.0));
+        assert_eq!(table.certain_seconds(2, 1.0), None, "nobody holds it");
+        tokio::time::advance(Duration::from_secs(11)).await;
+        assert_eq!(table.certain_seconds(1, 1.0), None, "long ago");
+    }
+
     /// A thousand workers of three zones under a steady load: nobody is flooded, and little leaves its zone.
     #[tokio::test]
     async fn a_thousand_workers_share_the_load() {
         let zones = ["a", "b", "c"];
         let all: Vec<_> = (0..1000).map(|n| worker(&format!("w{n}"), zones[n % 3], vec![held(1, "READY")])).collect();
-        all.iter().for_each(|candidate| candidate.seen.answered(Duration::from_millis(10), 1.0));
+        all.iter().for_each(|candidate| candidate.seen.answered(Duration::from_millis(10), 1.0, 0.0));
         let table = Table::new(all.clone());
         let mut rng = rng();
         let mut running = std::collections::VecDeque::new();

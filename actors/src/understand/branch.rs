@@ -43,7 +43,7 @@ impl Understanding {
             Err(Error::InvalidArgument { message, .. }) => {
                 return Err(Error::invalid(format!("parts.{modality}"), message));
             }
-            Err(error @ Error::DeadlineExceeded { .. }) => {
+            Err(error @ (Error::DeadlineExceeded { .. } | Error::Exhausted { reason: "DEADLINE_UNMEETABLE", .. })) => {
                 let reason = format!("missed its budget: {error}");
                 Branch::silent(modality, model, State::Late, reason)
             }

@@ -197,13 +197,13 @@ impl Understanding {
     ///
     /// # Errors
     /// As the door's.
-    pub fn enter(&self) -> Result<Permit> {
-        self.router.admission().enter()
+    pub fn enter(&self, context: &Context) -> Result<Permit> {
+        self.router.admission().enter(context)
     }
 
     /// Looks, listens, reads, and answers. Events come as they happen.
     pub fn run(&self, input: Input, context: Context) -> Result<impl Stream<Item = Result<Event>> + Send + use<>> {
-        let permit = self.router.admission().enter()?;
+        let permit = self.router.admission().enter(&context)?;
         let events = self.run_within(input, context)?;
         Ok(events.map(move |event| {
             let _until_the_last = &permit;

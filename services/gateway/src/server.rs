@@ -31,8 +31,17 @@ use crate::v1::{JobsService, SensoriumService};
 pub struct Limits {
     /// Bytes of a received message at most, after decompression.
     pub max_message_bytes: usize,
-    /// Requests in work at most; more are refused with RESOURCE_EXHAUSTED.
+    /// Requests in work at most; more are refused with RESOURCE_EXHAUSTED. Default: 2048.
     pub max_inflight: u32,
+    /// Whether each model's requests in work are limited to what it bears at the moment: fewer as requests wait,
+    /// deadlines are missed or workers refuse, more as they no longer do. Default: true.
+    pub adaptive: bool,
+    /// What that limit never falls below, unless twice what the model's workers work on side by side is more.
+    /// Default: 16.
+    pub min_inflight: u32,
+    /// Milliseconds that waiting may add to the time that a model takes by itself, before its limit falls. Callers with
+    /// less patience say so by their deadlines. Default: 10000.
+    pub patience_ms: u64,
     /// Streams of one connection at most.
     pub max_streams: u32,
     /// Requests of one ModelStreamInfer stream in work at once.
@@ -50,6 +59,9 @@ impl Default for Limits {
         Self {
             max_message_bytes: 64 << 20,
             max_inflight: 2048,
+            adaptive: true,
+            min_inflight: 16,
+            patience_ms: 10_000,
             max_streams: 1024,
             stream_requests: 32,
             max_parts: 64,

@@ -61,7 +61,7 @@ fn refuse(error: Error) -> Status {
 #[tonic::async_trait]
 impl Worker for WorkerService {
     async fn infer(&self, request: Request<InferRequest>) -> Answer<InferResponse> {
-        let _permit = self.admission.enter().map_err(refuse)?;
+        let _permit = self.admission.pass().map_err(refuse)?;
         let (request, context) = incoming(request).map_err(refuse)?;
         let reply = Client::infer(&*self.member, &request, &context).await.map_err(refuse)?;
         Ok(Response::new(convert::reply_to(reply)))
@@ -70,7 +70,7 @@ impl Worker for WorkerService {
     type StreamStream = Pin<Box<dyn Stream<Item = std::result::Result<InferResponse, Status>> + Send>>;
 
     async fn stream(&self, request: Request<InferRequest>) -> Answer<Self::StreamStream> {
-        let permit = self.admission.enter().map_err(refuse)?;
+        let permit = self.admission.pass().map_err(refuse)?;
         let (request, context) = incoming(request).map_err(refuse)?;
         let parts = Client::stream(&*self.member, request, context).await.map_err(refuse)?;
         Ok(Response::new(Box::pin(parts.map(move |part| {

@@ -2,11 +2,13 @@
 
 mod check;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
+use sensorium_actors::admission::Quota;
 use sensorium_actors::understand;
 use sensorium_gateway::auth;
 use sensorium_gateway::server::Limits;
@@ -70,6 +72,9 @@ pub struct Config {
     pub compute: Compute,
     /// What one connection and one message may cost.
     pub limits: Limits,
+    /// What each tenant is due, by its name; `default` is of those that are not named, `anonymous` of requests without a
+    /// tenant. Default: all tenants alike, without quotas.
+    pub tenants: BTreeMap<String, Quota>,
     /// Which models understand text, image and audio together.
     pub understand: understand::Options,
 }
@@ -287,6 +292,7 @@ impl Default for Config {
             drain_notice_ms: 500,
             compute: Compute::default(),
             limits: Limits::default(),
+            tenants: BTreeMap::new(),
             understand: understand::Options::default(),
         }
     }

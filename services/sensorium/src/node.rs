@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use futures::FutureExt;
-use sensorium_actors::admission::Admission;
+use sensorium_actors::admission::{self, Admission};
 use sensorium_actors::jobs::intake::Intake;
 use sensorium_actors::jobs::{Jobs, QUEUES};
 use sensorium_actors::route::{self, Router};
@@ -121,7 +121,7 @@ pub async fn door(
         let fleet = fleet.clone();
         Arc::new(move |registration: &Registration| fleet.connect(registration))
     };
-    let admission = Admission::new(config.limits.max_inflight);
+    let admission = admission(config, membership);
     let cache = cache(config)?;
     let options = route::Options { name: name.to_owned(), zone: config.zone.clone(), cache };
     let router = Router::start(options, membership, connect, admission, Bus::embedded(), tree.clone()).await?;
@@ -146,6 +146,34 @@ pub async fn door(
     };
     let limits = config.limits.clone();
     Ok(Door { node, router, fleet, understanding, jobs, intake, readiness, limits, auth, tls })
+}
+
+/// The door's limits. Quotas are of the whole cluster, and shared among the gateways that are there.
+fn admission(config: &Config, membership: &Membership) -> Admission {
+    let limits = &config.limits;
+    let admission = Admission::new(admission::Options {
+        max_inflight: limits.max_inflight,
+        min_inflight: limits.min_inflight,
+        adaptive: limits.adaptive,
+        patience: Duration::from_millis(limits.patience_ms),
+        tenants: config.tenants.clone(),
+    });
+    let (told, mut view) = (admission.clone(), membership.watch());
+    tokio::spawn(async move {
+        loop {
+            let gateways = view.borrow_and_update().values().filter(|node| takes_requests(node)).count();
+            told.share_among(gateways);
+            if view.changed().await.is_err() {
+                return;
+            }
+        }
+    });
+    admission
+}
+
+/// Whether clients are to turn to this node.
+fn takes_requests(node: &Registration) -> bool {
+    node.role == Role::Gateway && !node.draining
 }
 
 /// Where answers are kept.

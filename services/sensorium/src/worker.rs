@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use sensorium_actors::admission::Admission;
+use sensorium_actors::admission::{self, Admission};
 use sensorium_actors::supervision::tree::Tree;
 use sensorium_actors::worker::registrar::Registrar;
 use sensorium_actors::worker::{Options, Worker};
@@ -43,7 +43,7 @@ pub async fn run(args: ConfigArgs) -> anyhow::Result<ExitCode> {
     let registration = node::registration(&config, Role::Worker, &name, address, side.local_addr()?);
     let member = Arc::new(start(&config, &membership, registration, Tree::default()).await?);
     let readiness = readiness(&member);
-    let admission = Admission::new(config.limits.max_inflight);
+    let admission = Admission::new(admission::Options::bound(config.limits.max_inflight));
     let serving = {
         let (member, admission) = (member.clone(), admission.clone());
         let fleet = alone(&membership, &member, Tree::default());

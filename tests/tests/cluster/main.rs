@@ -11,6 +11,7 @@ mod jobs;
 mod losses;
 mod outages;
 mod partitions;
+mod quotas;
 mod register;
 mod replicas;
 mod secure;

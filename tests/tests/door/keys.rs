@@ -4,13 +4,13 @@ use sensorium_tests::{Ask, Client, Refusal, Repository, Server, ServerOptions, c
 use tonic::{Code, Status};
 
 /// Makes a key by the operator's verb; gives the entry of the file and the key itself.
-async fn key(arguments: &[&str]) -> (String, String) {
+pub(super) async fn key(arguments: &[&str]) -> (String, String) {
     let (code, entry, secret) = Server::verb(&[&["key"], arguments].concat()).await;
     assert_eq!(code, Some(0), "{secret}");
     (entry, secret.trim().to_owned())
 }
 
-async fn infer(client: &Client, key: Option<&str>, ask: Ask) -> Result<(), Status> {
+pub(super) async fn infer(client: &Client, key: Option<&str>, ask: Ask) -> Result<(), Status> {
     let mut request = ask.request();
     if let Some(key) = key {
         request.metadata_mut().insert("authorization", format!("Bearer {key}").parse().unwrap());

@@ -7,6 +7,7 @@ mod http;
 mod keys;
 mod limits;
 mod mistakes;
+mod overload;
 mod reflection;
 mod repository;
 mod settings;

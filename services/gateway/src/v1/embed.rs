@@ -22,7 +22,7 @@ pub async fn embed(door: &Door, request: EmbedRequest, context: &Context) -> Res
     if count > most {
         return Err(Error::invalid("parts", format!("{count} parts, the limit is {most}")));
     }
-    let _permit = door.router.admission().enter()?;
+    let _permit = door.router.admission().enter(context)?;
     let space = Space::try_from(request.space)
         .map_err(|_| Error::invalid("space", format!("{}, expected SPACE_NATIVE or SPACE_SHARED", request.space)))?;
     let parts = request.parts.into_iter().enumerate().map(|(index, part)| async move {
