@@ -7,7 +7,12 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
+use sensorium_actors::error::Error;
+use sensorium_cluster::membership::{Membership, Registration};
+use tonic::transport::server::Connected;
+
 use super::*;
+use crate::{Dial, Member, RemoteMember};
 
 /// Writes `ca.pem`, `cert.pem` and `key.pem` of a new authority.
 fn issue(folder: &Path) {
@@ -79,9 +84,48 @@ async fn a_silent_client_holds_up_nobody() {
     let mut connection =
         tokio::time::timeout(Duration::from_secs(60), accepted.next()).await.unwrap().unwrap().unwrap();
     let (own, _stream) = asking.await.unwrap();
-    use tonic::transport::server::Connected;
     assert_eq!(connection.connect_info().remote_addr, Some(own), "the others are not through");
     let mut hello = [0; 5];
     connection.read_exact(&mut hello).await.unwrap();
     assert_eq!(&hello, b"hello");
+}
+
+/// What a call to a worker at `address` comes to.
+async fn call(address: std::net::SocketAddr, worker_tls: bool, tls: Option<ClientTls>) -> (&'static str, String) {
+    let registration =
+        Registration { node: "w1".into(), address: address.to_string(), tls: worker_tls, ..Registration::default() };
+    let dial = Dial { tls, ..Dial::default() };
+    let member = RemoteMember::new(&registration, &dial, Membership::embedded().link()).unwrap();
+    match member.drain().await {
+        Err(Error::Unavailable { reason, message, .. }) => (reason, message),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn what_fails_before_a_connection_was_never_asked() {
+    let folder = tempfile::tempdir().unwrap();
+    issue(folder.path());
+    let (certificate, key, ca) = files(&folder);
+    let tls = || ClientTls::start(certificate.clone(), key.clone(), ca.clone(), "").unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    for (worker_tls, tls, word) in [(true, None, "speaks TLS"), (false, Some(tls()), "speaks no TLS")] {
+        let (reason, message) = call(address, worker_tls, tls).await;
+        assert!(reason == "UNREACHABLE" && message.contains(word), "{reason}: {message}");
+    }
+    // nobody there any more
+    drop(listener);
+    let (reason, message) = call(address, true, Some(tls())).await;
+    assert!(reason == "UNREACHABLE" && message.contains("refused"), "{reason}: {message}");
+    // a certificate that somebody else has signed
+    let other = tempfile::tempdir().unwrap();
+    issue(other.path());
+    let (certificate, key, ca) = files(&other);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut accepted = incoming(listener, Some(worker(certificate, key, ca).unwrap()), "test");
+    tokio::spawn(async move { while accepted.next().await.is_some() {} });
+    let (reason, message) = call(address, true, Some(tls())).await;
+    assert!(reason == "UNREACHABLE" && message.contains("UnknownIssuer"), "{reason}: {message}");
 }
