@@ -289,15 +289,15 @@ mod tests {
     async fn who_was_slow_is_tried_again() {
         let all: Vec<_> = ["slow", "quick"].map(|name| worker(name, "", vec![held(1, "READY")])).into();
         let table = Table::new(all.clone());
-        all[0].seen.answered(Duration::from_millis(400), 1.0);
+        all[0].seen.answered(Duration::from_millis(400), 1.0, 0.0);
         let name = |table: &Table| table.pick("m", &wish("", &[]), &mut rng()).unwrap().client.name().to_owned();
         for _ in 0..20 {
-            all[1].seen.answered(Duration::from_millis(5), 1.0);
+            all[1].seen.answered(Duration::from_millis(5), 1.0, 0.0);
             assert_eq!(name(&table), "quick");
             tokio::time::advance(Duration::from_secs(1)).await;
         }
         tokio::time::advance(Duration::from_secs(30)).await;
-        all[1].seen.answered(Duration::from_millis(5), 1.0);
+        all[1].seen.answered(Duration::from_millis(5), 1.0, 0.0);
         assert_eq!(name(&table), "slow");
     }
 
@@ -309,9 +309,9 @@ mod tests {
         let tried = ["b".to_owned()];
         assert_eq!(table.pick("m", &wish("", &tried), &mut rng()).unwrap().client.name(), "a");
         tokio::time::advance(Duration::from_secs(2)).await;
-        all[0].seen.answered(Duration::from_secs(3), 1.0);
+        all[0].seen.answered(Duration::from_secs(3), 1.0, 0.0);
         assert!(!all[0].takes_more(), "that one was asked before it refused");
-        all[0].seen.answered(Duration::from_secs(1), 1.0);
+        all[0].seen.answered(Duration::from_secs(1), 1.0, 0.0);
         assert!(all[0].takes_more() && !all[1].takes_more());
     }
 

@@ -46,6 +46,8 @@ pub fn incoming(
     tls: Option<ServerTls>,
     name: &'static str,
 ) -> BoxStream<'static, io::Result<Connection>> {
+    // tonic's own `tcp_nodelay` is not for listeners that it is given: answers of more than a segment would wait for the
+    // caller's delayed acknowledgement, 40 ms
     let accepted = TcpIncoming::from(listener).with_nodelay(Some(true));
     let Some(tls) = tls else {
         return accepted
