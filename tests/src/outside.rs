@@ -1,12 +1,14 @@
 //! NATS and Redis, each a process of its own whose data outlive it.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use crate::Identity;
 use crate::etcd::program;
 use crate::process::Process;
 use crate::server::free_address;
@@ -51,6 +53,30 @@ impl Outside {
             let (host, port) = (address.ip().to_string(), address.port().to_string());
             let own = ["--bind", &host, "--port", &port, "--dir", &data, "--save", "", "--appendonly", "no"];
             own.iter().chain(more).map(|&argument| argument.to_owned()).collect()
+        })
+        .await
+    }
+
+    /// Redis that speaks TLS at the address that is given back as well; `ca` is of clients' certificates.
+    pub async fn redis_with_tls(own: &Identity, ca: &Path) -> (Self, SocketAddr) {
+        let secure = free_address();
+        let (port, ca) = (secure.port().to_string(), ca.display().to_string());
+        let [certificate, key] = [&own.certificate, &own.key].map(|file| file.display().to_string());
+        let more = ["--tls-port", &port, "--tls-cert-file", &certificate, "--tls-key-file", &key];
+        let more: Vec<&str> = more.into_iter().chain(["--tls-ca-cert-file", &ca]).collect();
+        (Self::redis_with(&more).await, secure)
+    }
+
+    /// NATS that speaks TLS alone, with clients of `ca`, and asks for a password.
+    pub async fn nats_with_tls(own: &Identity, ca: &Path, user: &str, password: &str) -> Self {
+        let (own, ca) = (own.clone(), ca.display().to_string());
+        let (user, password) = (user.to_owned(), password.to_owned());
+        Self::start("nats-server", |address, data| {
+            let (port, host) = (address.port().to_string(), address.ip().to_string());
+            let [certificate, key] = [&own.certificate, &own.key].map(|file| file.display().to_string());
+            let words = ["-a", &host, "-p", &port, "-js", "-sd", &data, "--user", &user, "--pass", &password];
+            let tls = ["--tlsverify", "--tlscert", &certificate, "--tlskey", &key, "--tlscacert", &ca];
+            words.iter().chain(&tls).map(|&word| word.to_owned()).collect()
         })
         .await
     }

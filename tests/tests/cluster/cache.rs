@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use sensorium_tests::{Ask, Client, Cluster, Node, Outside, Repository, eventually};
+use sensorium_tests::{Ask, Authority, Client, Cluster, Node, Outside, Repository, eventually};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -105,6 +105,20 @@ async fn a_redis_that_dies_or_hangs_fails_nobody() {
         (stored(cluster.redis.as_ref().unwrap()).await > 0).then_some(())
     })
     .await;
+}
+
+#[tokio::test]
+async fn redis_may_speak_tls_and_ask_for_a_certificate() {
+    let authority = Authority::new("ours");
+    let (redis, secure) = Outside::redis_with_tls(&authority.issue("redis"), &authority.file()).await;
+    let own = authority.issue("gateway");
+    let [ca, certificate, key] = [authority.file(), own.certificate, own.key].map(|file| file.display().to_string());
+    let settings = [("ca", &ca), ("certificate", &certificate), ("key", &key)];
+    let mut settings: Vec<_> = settings.map(|(key, file)| (format!("cache.{key}"), file.clone())).to_vec();
+    settings.push(("cache.near_bytes".to_owned(), "0".to_owned()));
+    settings.push(("cache.timeout_ms".to_owned(), "1000".to_owned()));
+    let settings: Vec<(&str, &str)> = settings.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+    uses(&redis, &format!("rediss://{secure}"), &settings, async || stored(&redis).await).await;
 }
 
 /// Says a word to Redis, and gives its answer.

@@ -7,7 +7,7 @@ use sensorium_proto::v1::part::Content;
 use sensorium_proto::v1::{Job, JobItem, ReplayDeadTaskRequest, job};
 use sensorium_tests::jobs::{header, item, text};
 use sensorium_tests::samples::picture;
-use sensorium_tests::{Client, Cluster, Doors, Refusal, Repository, cosine, eventually, within};
+use sensorium_tests::{Authority, Client, Cluster, Doors, Outside, Refusal, Repository, cosine, eventually, within};
 use tonic::Code;
 
 use super::{load_at, none_failed};
@@ -180,6 +180,22 @@ async fn what_fails_too_often_is_buried_and_can_be_replayed() {
     let direct = client.job(&direct.id, 1).await.unwrap().items.remove(0).result.unwrap();
     let (one, other) = (result.fusion.unwrap().embedding, direct.fusion.unwrap().embedding);
     assert!(cosine(&one, &other) > 0.9999);
+}
+
+#[tokio::test]
+async fn nats_may_speak_tls_and_ask_for_a_certificate_and_a_password() {
+    let authority = Authority::new("ours");
+    let nats = Outside::nats_with_tls(&authority.issue("nats"), &authority.file(), "us", "secret").await;
+    let own = authority.issue("gateway");
+    let mut cluster = Cluster::new(Repository::new().with(&["minilm"])).await.set("understand.text_guard", "");
+    cluster = cluster.set("nats", &format!("tls://us:secret@{}", nats.address()));
+    for (key, file) in [("ca", authority.file()), ("certificate", own.certificate), ("key", own.key)] {
+        cluster = cluster.set(&format!("jobs.{key}"), &file.display().to_string());
+    }
+    let cluster = cluster.of(1, 1).await;
+    let client = cluster.gateways[0].client().await;
+    let job = eventually("NATS lets us in", async || client.submit(header(""), texts("safe", 5)).await.ok()).await;
+    complete(&client, &client.finish(&job.id).await.unwrap(), 5).await;
 }
 
 #[tokio::test]
