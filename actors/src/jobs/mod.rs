@@ -19,6 +19,7 @@ use futures::future::try_join_all;
 use futures::{Stream, StreamExt, TryStreamExt};
 use sensorium_cluster::jobs::{Error as StoreError, Jobs as Store, Message};
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use self::record::{Content, Letter, Outcome, Record, Snapshot, State};
 use crate::error::{Error, Result};
@@ -120,11 +121,14 @@ impl Jobs {
     }
 
     async fn look(&self, (record, revision): (Record, u64)) -> Result<Snapshot> {
+        if record.total.is_none() {
+            return Ok(Snapshot { record, done: 0, failed: 0 });
+        }
         let count =
-            async |kind: &str| self.store.keys(&format!("{kind}.{}", record.id)).await.map(|keys| keys.len() as u64);
-        // failures after items: one that comes between is not counted without its item
+            async |kind: &str| self.store.keys(&format!("{kind}.{}", record.run)).await.map(|keys| keys.len() as u64);
+        // failures are kept before their items: who sees all items sees all failures
         let done = count("item").await?;
-        let failed = count("fail").await?;
+        let failed = count("fail").await?.min(done);
         let mut snapshot = Snapshot { record, done, failed };
         if snapshot.state().is_over() && snapshot.record.finished.is_none() {
             snapshot.record.finished = Some(record::now());
@@ -153,7 +157,7 @@ impl Jobs {
     pub async fn outcomes(&self, job: &Snapshot, from: u64, most: u64) -> Result<Vec<Outcome>> {
         let until = job.total().min(from.saturating_add(most));
         let read =
-            futures::stream::iter(from..until).map(|item| self.outcome(format!("item.{}.{item}", job.record.id)));
+            futures::stream::iter(from..until).map(|item| self.outcome(format!("item.{}.{item}", job.record.run)));
         let outcomes: Vec<Option<Outcome>> = read.buffered(READ_AHEAD).try_collect().await?;
         Ok(outcomes.into_iter().flatten().collect())
     }
@@ -174,7 +178,10 @@ impl Jobs {
             let mut hints = this.store.listen(&id);
             let mut told: Option<Snapshot> = None;
             loop {
+                let looking = Instant::now();
                 let snapshot = this.get(&tenant, &id).await?;
+                // counting the items of a large job costs something
+                let settle = SETTLE.max(looking.elapsed() * 10);
                 let over = snapshot.state().is_over();
                 if told.as_ref() != Some(&snapshot) {
                     yield snapshot.clone();
@@ -185,7 +192,7 @@ impl Jobs {
                 }
                 // a hint that was missed is as good as one that was heard
                 let _ = tokio::time::timeout(LOOK, hints.recv()).await;
-                tokio::time::sleep(SETTLE).await;
+                tokio::time::sleep(settle).await;
                 hints = hints.resubscribe();
             }
         }

@@ -1,8 +1,9 @@
 //! What a job is, in the forms in which it is kept and sent.
 //!
-//! Keys of records: `job.<tenant>.<job>`, `part.<job>.<item>.<modality>` for what one sense said of an item,
-//! `item.<job>.<item>` for all of it, `fail.<job>.<item>` beside it if it failed. How far a job is, is nowhere written
-//! down: it is how many items there are.
+//! Keys of records: `job.<tenant>.<job>`, `work.<run>` for what is to be done, `part.<run>.<item>.<modality>` for what one sense said of an item,
+//! `item.<run>.<item>` for all of it, `fail.<run>.<item>` beside it if it failed. How far a job is, is nowhere written
+//! down: it is how many items there are. Each submission is a run of its own, and the first to be complete becomes the
+//! job: what came of an earlier one that broke off, perhaps with other items, is never taken for its own.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -16,9 +17,11 @@ use crate::request::Parameters;
 use crate::understand::Input;
 use crate::understand::report::{Branch, Emphasis, Report};
 
-/// What is to be done with each item.
+/// What is to be done with each item, and what may be asked for it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Work {
+    /// Models that it may ask; nothing: all.
+    pub models: Option<Vec<String>>,
     /// How much each modality counts; a muted one is never computed.
     pub emphasis: BTreeMap<Modality, Emphasis>,
     /// What to answer; empty: as in an understanding.
@@ -38,14 +41,12 @@ pub struct Record {
     pub label: String,
     /// On whose behalf.
     pub tenant: String,
-    /// Models that it may ask; nothing: all.
-    pub models: Option<Vec<String>>,
-    /// What is to be done with each item.
-    pub work: Work,
     /// Milliseconds since 1970.
     pub submitted: u64,
     /// Items; nothing until all of them are in, and the job is accepted.
     pub total: Option<u64>,
+    /// The submission that was accepted; empty until then.
+    pub run: String,
     /// Of all that was submitted: an idempotency key stands for one job.
     pub fingerprint: String,
     /// Somebody wants no more of it.
@@ -157,6 +158,8 @@ pub struct Task {
     pub job: String,
     /// The job.
     pub id: String,
+    /// The submission that it came with.
+    pub run: String,
     /// The item's place in the job.
     pub item: u64,
     /// The item's name.
@@ -208,23 +211,27 @@ impl Task {
             Step::Sense(modality, _) => modality.as_str(),
             Step::Join => "join",
         };
-        format!("{}.{}.{step}.{}", self.id, self.item, self.attempt)
+        format!("{}.{}.{step}.{}", self.run, self.item, self.attempt)
+    }
+
+    pub(super) fn work(&self) -> String {
+        work(&self.run)
     }
 
     pub(super) fn part(&self, modality: Modality) -> String {
-        format!("part.{}.{}.{modality}", self.id, self.item)
+        format!("part.{}.{}.{modality}", self.run, self.item)
     }
 
     pub(super) fn parts(&self) -> String {
-        format!("part.{}.{}", self.id, self.item)
+        format!("part.{}.{}", self.run, self.item)
     }
 
     pub(super) fn outcome(&self) -> String {
-        format!("item.{}.{}", self.id, self.item)
+        format!("item.{}.{}", self.run, self.item)
     }
 
     pub(super) fn failure(&self) -> String {
-        format!("fail.{}.{}", self.id, self.item)
+        format!("fail.{}.{}", self.run, self.item)
     }
 
     pub(super) fn encode(&self) -> Result<Bytes> {
@@ -246,9 +253,14 @@ pub(super) fn tenant_key(tenant: &str) -> String {
     format!("job.{}", &blake3::hash(tenant.as_bytes()).to_hex()[..16])
 }
 
+/// The key of what is to be done.
+pub(super) fn work(run: &str) -> String {
+    format!("work.{run}")
+}
+
 /// The blob of an item's content.
-pub(super) fn content(id: &str, item: u64, modality: Modality) -> String {
-    format!("{id}.{item}.{modality}")
+pub(super) fn content(task: &Task, modality: Modality) -> String {
+    format!("{}.{}.{modality}", task.run, task.item)
 }
 
 /// The compact form of messages.
@@ -327,10 +339,9 @@ mod tests {
             id: "1".into(),
             label: String::new(),
             tenant: "acme".into(),
-            models: None,
-            work: Work::default(),
             submitted: 0,
             total,
+            run: String::new(),
             fingerprint: String::new(),
             cancelled,
             finished: None,
@@ -365,7 +376,7 @@ mod tests {
         fn tasks_come_back(item in any::<u64>(), name in ".*", body in proptest::collection::vec(any::<u8>(), 0..50)) {
             let step = Step::Sense(Modality::Image, Content::Inline(body.into()));
             let modalities = vec![Modality::Text, Modality::Image];
-            let task = Task { job: "job.x.1".into(), id: "1".into(), item, name, attempt: 2, modalities, step };
+            let task = Task { job: "job.x.1".into(), id: "1".into(), run: "1-0".into(), item, name, attempt: 2, modalities, step };
             prop_assert_eq!(Task::decode(&task.encode().unwrap()).unwrap(), task);
         }
     }

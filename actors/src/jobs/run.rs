@@ -9,7 +9,7 @@ use futures::future::try_join_all;
 use tokio::time::Instant;
 
 use super::Jobs;
-use super::record::{self, Content, Letter, Outcome, Record, Step, Task};
+use super::record::{self, Content, Letter, Outcome, Record, Step, Task, Work};
 use crate::error::{Error, Result};
 use crate::manifest::Modality;
 use crate::request::Context;
@@ -64,33 +64,36 @@ impl Bench {
             return Ok(()); // it has expired
         };
         let record: Record = record::from_json(&kept.value)?;
-        if record.cancelled {
+        let outrun = !record.run.is_empty() && record.run != task.run;
+        if record.cancelled || outrun || self.jobs.store.get(&task.outcome()).await?.is_some() {
             return Ok(());
         }
+        let Some(kept) = self.jobs.store.get(&task.work()).await? else { return Ok(()) };
+        let work: Work = record::from_json(&kept.value)?;
         let context = Context {
             deadline: Some(Instant::now() + Duration::from_secs(self.jobs.options.task_seconds)),
             priority: PRIORITY,
             span: Some(span),
             tenant: record.tenant.as_str().into(),
-            models: record.models.clone().map(Into::into),
+            models: work.models.clone().map(Into::into),
             ..Context::default()
         };
         match &task.step {
             Step::Sense(modality, content) => {
                 if self.jobs.store.get(&task.part(*modality)).await?.is_none() {
-                    let branch = self.sense(&record, *modality, content, &context).await?;
+                    let branch = self.sense(&work, *modality, content, &context).await?;
                     self.jobs.store.create(&task.part(*modality), record::to_json(&branch)?).await?;
                 }
                 self.join_if_complete(task).await
             }
             Step::Join => {
-                let report = self.join(&record, task, &context).await?;
+                let report = self.join(&work, task, &context).await?;
                 self.conclude(task, Some(report), String::new()).await
             }
         }
     }
 
-    async fn sense(&self, record: &Record, modality: Modality, content: &Content, context: &Context) -> Result<Branch> {
+    async fn sense(&self, work: &Work, modality: Modality, content: &Content, context: &Context) -> Result<Branch> {
         let model = self.understanding.model(modality).to_owned();
         let content = match content {
             Content::Inline(content) => content.clone(),
@@ -100,7 +103,7 @@ impl Bench {
             },
         };
         let started = Instant::now();
-        let sensed = match record.work.input(modality, content) {
+        let sensed = match work.input(modality, content) {
             Ok(input) => self.patiently(context, || self.understanding.sense(modality, &model, &input, context)).await,
             Err(error) => Err(error),
         };
@@ -146,14 +149,14 @@ impl Bench {
         self.jobs.push(&join, "").await
     }
 
-    async fn join(&self, record: &Record, task: &Task, context: &Context) -> Result<Report> {
+    async fn join(&self, work: &Work, task: &Task, context: &Context) -> Result<Report> {
         let parts = task.modalities.iter().map(|&modality| async move {
             let kept = self.jobs.store.get(&task.part(modality)).await?;
             let kept = kept.ok_or_else(|| Error::lost("a part of the item"))?;
             record::from_json::<Branch>(&kept.value)
         });
         let branches: Vec<Branch> = try_join_all(parts).await?;
-        let input = record.work.question_of(&branches);
+        let input = work.question_of(&branches);
         let timings = branches.iter().map(|branch| crate::understand::report::Timing {
             stage: branch.modality.to_string(),
             seconds: branch.seconds,
@@ -198,13 +201,16 @@ impl Bench {
         } else {
             Content::Inline(value)
         };
+        if !outcome.error.is_empty() {
+            self.jobs.store.create(&task.failure(), Bytes::new()).await?;
+        }
         let first = self.jobs.store.create(&task.outcome(), record::encode(&content)?).await?;
         // of two that did the same, the first one's word counts
         let outcome = if first { Some(outcome) } else { self.jobs.outcome(task.outcome()).await? };
+        if !first && outcome.as_ref().is_some_and(|outcome| outcome.error.is_empty()) {
+            self.jobs.store.remove(&task.failure()).await?;
+        }
         match outcome {
-            Some(outcome) if !outcome.error.is_empty() => {
-                self.jobs.store.create(&task.failure(), Bytes::new()).await?;
-            }
             // an item of which a part has failed may be replayed, and needs what it was given
             Some(outcome) if outcome.report.as_ref().is_some_and(|report| report.branches.iter().all(has_spoken)) => {
                 self.forget(task).await;
@@ -219,7 +225,7 @@ impl Bench {
         for &modality in &task.modalities {
             // expires anyhow
             let _ = self.jobs.store.remove(&task.part(modality)).await;
-            let _ = self.jobs.store.remove_blob(&record::content(&task.id, task.item, modality)).await;
+            let _ = self.jobs.store.remove_blob(&record::content(task, modality)).await;
         }
     }
 

@@ -36,6 +36,8 @@ pub struct Header {
 pub struct Submission {
     jobs: Jobs,
     record: Record,
+    work: Work,
+    run: String,
     trace: String,
     /// Accepted before: the items are compared, not sent.
     accepted: bool,
@@ -68,27 +70,33 @@ impl Jobs {
             hasher.update(context.tenant.as_bytes()).update(&[0]).update(header.key.as_bytes());
             hasher.finalize().to_hex()[..32].to_owned()
         };
+        let mut work = header.work;
+        work.models = context.models.as_ref().map(|models| models.to_vec());
         let mut hasher = Hasher::new();
-        hasher.update(&record::to_json(&header.work)?);
+        hasher.update(&record::to_json(&work)?);
         let mut record = Record {
             id,
             label: header.label,
             tenant: context.tenant.to_string(),
-            models: context.models.as_ref().map(|models| models.to_vec()),
-            work: header.work,
             submitted: record::now(),
             total: None,
+            run: String::new(),
             fingerprint: String::new(),
             cancelled: false,
             finished: None,
         };
+        let run = format!("{}-{:016x}", record.id, rand::random::<u64>());
         let key = record::key(&record.tenant, &record.id);
         if !self.store.create(&key, record::to_json(&record)?).await? {
             record = self.record(&record.tenant, &record.id).await?.0;
         }
         let accepted = record.total.is_some();
+        if !accepted {
+            self.store.create(&record::work(&run), record::to_json(&work)?).await?;
+        }
         let (jobs, trace) = (self.clone(), header.trace);
-        Ok(Submission { jobs, record, trace, accepted, hasher, items: 0, sending: FuturesUnordered::new() })
+        let sending = FuturesUnordered::new();
+        Ok(Submission { jobs, record, work, run, trace, accepted, hasher, items: 0, sending })
     }
 }
 
@@ -110,7 +118,7 @@ impl Submission {
         if contents.is_empty() {
             return Err(invalid(".parts", "empty, expected text, image or audio".to_owned()));
         }
-        let wanted: Vec<_> = contents.into_iter().filter(|(modality, _)| !self.record.work.mutes(*modality)).collect();
+        let wanted: Vec<_> = contents.into_iter().filter(|(modality, _)| !self.work.mutes(*modality)).collect();
         if wanted.is_empty() {
             return Err(invalid(".parts", "all of them are muted".to_owned()));
         }
@@ -131,6 +139,7 @@ impl Submission {
             let task = Task {
                 job: record::key(&self.record.tenant, &self.record.id),
                 id: self.record.id.clone(),
+                run: self.run.clone(),
                 item: index,
                 name: item.name.clone(),
                 attempt: 0,
@@ -171,6 +180,7 @@ impl Submission {
                 return self.jobs.look((record, revision)).await;
             }
             record.total = Some(self.items);
+            record.run.clone_from(&self.run);
             record.fingerprint.clone_from(&fingerprint);
             let key = record::key(&record.tenant, &record.id);
             if self.jobs.store.update(&key, record::to_json(&record)?, revision).await? {
@@ -188,7 +198,7 @@ async fn send(jobs: Jobs, mut task: Task, trace: String) -> Result<()> {
     if let Step::Sense(modality, Content::Inline(content)) = &task.step
         && content.len() > jobs.options.inline_bytes
     {
-        let (modality, name): (Modality, String) = (*modality, record::content(&task.id, task.item, *modality));
+        let (modality, name) = (*modality, record::content(&task, *modality));
         jobs.store.put_blob(&name, Bytes::clone(content)).await?;
         task.step = Step::Sense(modality, Content::Blob(name));
     }
