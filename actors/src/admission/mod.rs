@@ -150,7 +150,8 @@ impl Admission {
         // refused from here on, it leaves again by being dropped
         let permit = Permit { door: door.clone(), tenant: Some(tenant.clone()) };
         let limit = door.options.max_inflight;
-        let ask = Ask { total, own, limit, kept: limit / KEPT, hard: limit, priority: context.priority };
+        let beyond = limit.saturating_sub(total);
+        let ask = Ask { total, own, limit, kept: limit / KEPT, beyond, priority: context.priority };
         ask.judge(|| door.tenants.share(&tenant)).map_err(|why| full(why, "at this gateway", limit, context, SOON))?;
         door.tenants.within_quota(&tenant, own, &context.tenant)?;
         Ok(permit)
@@ -293,7 +294,7 @@ mod tests {
                 }
             };
             assert_eq!(inside.len(), most, "priority {priority}");
-            assert_eq!(refusal, if most < 16 { "LOW_PRIORITY" } else { "CONCURRENCY_LIMIT" });
+            assert_eq!(refusal, if most < 15 { "LOW_PRIORITY" } else { "CONCURRENCY_LIMIT" });
         }
     }
 

@@ -43,6 +43,8 @@ pub struct Slots {
     model: String,
     born: Instant,
     inside: AtomicU32,
+    /// Of these, who came in below their share where there was no room: as many as the limit at most.
+    beyond: AtomicU32,
     tenants: DashMap<Arc<str>, Arc<Own>>,
     /// What requests read of the limit below; 0: it has never been moved.
     current: AtomicU32,
@@ -68,6 +70,7 @@ pub struct Slot {
     /// Nothing if limits do not adapt.
     bounds: Option<Bounds>,
     told: bool,
+    beyond: bool,
 }
 
 impl Slots {
@@ -77,6 +80,7 @@ impl Slots {
             model: model.to_owned(),
             born: Instant::now(),
             inside: AtomicU32::new(0),
+            beyond: AtomicU32::new(0),
             tenants: DashMap::new(),
             current: AtomicU32::new(0),
             limit: Mutex::default(),
@@ -107,7 +111,8 @@ impl Slots {
         let mine = own.count.fetch_add(1, Relaxed);
         let bounds = options.adaptive.then_some(bounds);
         // refused from here on, it gives its place back by being dropped
-        let mut slot = Slot { slots: self.clone(), own, since, deadline: context.deadline, bounds, told: true };
+        let mut slot =
+            Slot { slots: self.clone(), own, since, deadline: context.deadline, bounds, told: true, beyond: false };
         if total == 0 {
             self.forget(ceiling, since);
         }
@@ -119,14 +124,18 @@ impl Slots {
             // a cluster that has grown since is used at once
             current => current.max(floor),
         };
-        let hard = limit.saturating_mul(2);
-        let ask = Ask { total, own: mine, limit, kept: 0, hard, priority: context.priority };
-        if let Err(why) = ask.judge(|| self.share(&slot.own)) {
-            let what = format!("at {}", self.model);
-            let soon = Duration::from_micros(self.recent.load(Relaxed));
-            let after = soon.clamp(SOON / 2, Duration::from_secs(2));
-            return Err(full(why, &what, limit, context, after));
+        let beyond = limit.saturating_sub(self.beyond.load(Relaxed));
+        let ask = Ask { total, own: mine, limit, kept: 0, beyond, priority: context.priority };
+        match ask.judge(|| self.share(&slot.own)) {
+            Ok(beyond) => slot.beyond = beyond,
+            Err(why) => {
+                let what = format!("at {}", self.model);
+                let soon = Duration::from_micros(self.recent.load(Relaxed));
+                let after = soon.clamp(SOON / 2, Duration::from_secs(2));
+                return Err(full(why, &what, limit, context, after));
+            }
         }
+        self.beyond.fetch_add(slot.beyond.into(), Relaxed);
         self.peak.fetch_max(total + 1, Relaxed);
         slot.told = false;
         Ok(slot)
@@ -260,6 +269,7 @@ impl Drop for Slot {
                 self.missed(now);
             }
         }
+        self.slots.beyond.fetch_sub(self.beyond.into(), Relaxed);
         self.own.count.fetch_sub(1, Relaxed);
         self.slots.inside.fetch_sub(1, Relaxed);
     }

@@ -123,7 +123,7 @@ async fn a_greedy_tenant_is_refused_and_a_small_one_is_not() {
     let (answered, failures) = greedy.stop().await;
     let reasons = reasons(failures);
     assert!(answered > 40 && reasons.iter().any(|reason| reason == "FAIR_SHARE"), "{answered}: {reasons:?}");
-    assert!(reasons.iter().all(|reason| reason == "FAIR_SHARE" || reason == "LOW_PRIORITY"), "{reasons:?}");
+    assert!(reasons.iter().all(|reason| reason == "FAIR_SHARE" || reason == "CONCURRENCY_LIMIT"), "{reasons:?}");
 }
 
 #[tokio::test]
@@ -142,7 +142,7 @@ async fn low_priorities_are_refused_first() {
             in_flight(&server, count).await;
         }
         let refusal = Refusal::of(client.infer(ask(priority)).await);
-        let reason = if most < 16 { "LOW_PRIORITY" } else { "CONCURRENCY_LIMIT" };
+        let reason = if most < 15 { "LOW_PRIORITY" } else { "CONCURRENCY_LIMIT" };
         refusal.is_retriable(Code::ResourceExhausted, reason);
     }
     inside.shutdown().await;
@@ -161,11 +161,11 @@ async fn what_cannot_be_in_time_is_refused_at_once() {
     };
     // what is known is forgotten after ten seconds: a machine that stalls may need another try
     let (refusal, executed) = eventually("a refusal at once", async || {
-        client.infer(ask(3000)).await.unwrap();
+        client.infer(ask(5000)).await.unwrap();
         let executed = client.statistics("chaos").await.execution_count;
         let blocker = blocked();
         at_work().await;
-        let refusal = Refusal::of(client.infer(chaos("chaos", 0.0, 0.0).deadline(2000)).await);
+        let refusal = Refusal::of(client.infer(chaos("chaos", 0.0, 0.0).deadline(4000)).await);
         blocker.abort();
         eventually("nobody at work", async || (client.actor("route/chaos").await.queue_depth == 0).then_some(())).await;
         (refusal.code == Code::ResourceExhausted).then_some((refusal, executed))
@@ -174,7 +174,7 @@ async fn what_cannot_be_in_time_is_refused_at_once() {
     refusal.is_retriable(Code::ResourceExhausted, "DEADLINE_UNMEETABLE");
     assert_eq!(client.statistics("chaos").await.execution_count, executed, "neither of the two was executed");
     // nobody is at work: it is tried, however slow it was
-    client.infer(chaos("chaos", 0.0, 0.0).deadline(2000)).await.unwrap();
+    client.infer(chaos("chaos", 0.0, 0.0).deadline(4000)).await.unwrap();
     assert!(server.metric("sensorium_admission_refused_total", &["reason=\"deadline\""]).await >= 1.0);
 }
 
