@@ -40,10 +40,10 @@ async fn complete(client: &Client, job: &Job, items: usize) {
 
 #[tokio::test]
 async fn no_job_is_lost_or_doubled_whatever_is_killed() {
-    const ITEMS: usize = 700;
+    const ITEMS: usize = 1000;
     let repository = Repository::new().with(&["identity", "minilm"]);
     let cluster = Cluster::new(repository).await.set("understand.text_guard", "").set("jobs.tasks.concurrency", "2");
-    let mut cluster = cluster.with_nats().await.of(3, 2).await;
+    let mut cluster = cluster.with_nats().await.with_redis().await.of(3, 2).await;
     // the first gateway is the one that falls
     let clients = [cluster.gateways[1].client().await, cluster.gateways[2].client().await];
     let doors = Doors::new(clients.to_vec());
@@ -80,6 +80,14 @@ async fn no_job_is_lost_or_doubled_whatever_is_killed() {
     nats.resume().await;
     done(all / 2).await;
     load.recovered("NATS killed");
+    // for longer than its lease
+    cluster.etcd.stop().await;
+    cluster.redis.as_ref().unwrap().process().signal("STOP");
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    load.answers(50).await;
+    cluster.etcd.resume().await;
+    cluster.redis.as_ref().unwrap().process().signal("CONT");
+    load.recovered("etcd stopped, Redis hung");
     cluster.gateways[0].resurrect();
     cluster.workers[1].process.signal("STOP");
     assert!(progress().await.unwrap_or(0) < all, "the faults came after the work");

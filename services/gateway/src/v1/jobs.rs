@@ -92,6 +92,7 @@ fn submitted(header: JobHeader, trace: String) -> Result<Header> {
         question: input.question,
         no_answer: input.no_answer,
         sampling: input.sampling,
+        ..Work::default()
     };
     Ok(Header { key: idempotency_key, label, work, trace })
 }
