@@ -54,6 +54,11 @@ impl Doors {
         }
     }
 
+    /// One of them, another one each time.
+    pub fn any(&self) -> &Client {
+        &self.clients[self.at.fetch_add(1, Relaxed) % self.clients.len()]
+    }
+
     /// How often a request was turned away, and asked again.
     pub fn turned(&self) -> usize {
         self.turned.load(Relaxed)

@@ -5,7 +5,8 @@ use std::time::Duration;
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
-use sensorium_tests::{Cluster, Doors, Link, Network, Repository};
+use sensorium_tests::jobs::header;
+use sensorium_tests::{Cluster, Doors, Link, Network, Repository, eventually};
 use tokio::time::Instant;
 
 use super::{load_at, none_failed};
@@ -43,6 +44,54 @@ fn chosen(name: &str) -> Option<u64> {
 
 async fn sleep(random: &mut SmallRng, seconds: std::ops::Range<f64>) {
     tokio::time::sleep(Duration::from_secs_f64(random.random_range(seconds))).await;
+}
+
+/// What can happen to jobs.
+#[derive(Clone, Copy, Debug)]
+enum Loss {
+    Nats,
+    Redis,
+    RedisHangs,
+    Etcd,
+    Worker,
+    Gateway,
+}
+
+const LOSSES: [Loss; 6] = [Loss::Nats, Loss::Redis, Loss::RedisHangs, Loss::Etcd, Loss::Worker, Loss::Gateway];
+
+/// Lets something be lost for a while.
+async fn lose(loss: Loss, cluster: &mut Cluster, random: &mut SmallRng) {
+    let (worker, gateway) = (random.random_range(0..WORKERS), random.random_range(0..GATEWAYS));
+    match loss {
+        Loss::Nats | Loss::Redis => {
+            let lost = if matches!(loss, Loss::Nats) { &mut cluster.nats } else { &mut cluster.redis };
+            let lost = lost.as_mut().unwrap();
+            lost.stop().await;
+            sleep(random, 0.0..6.0).await;
+            lost.resume().await;
+        }
+        Loss::RedisHangs => {
+            let redis = cluster.redis.as_ref().unwrap();
+            redis.process().signal("STOP");
+            sleep(random, 0.5..6.0).await;
+            redis.process().signal("CONT");
+        }
+        Loss::Etcd => {
+            cluster.etcd.stop().await;
+            sleep(random, 0.0..6.0).await;
+            cluster.etcd.resume().await;
+        }
+        Loss::Worker => {
+            cluster.workers[worker].process.signal("KILL");
+            sleep(random, 0.0..3.0).await;
+            cluster.workers[worker].resurrect();
+        }
+        Loss::Gateway => {
+            cluster.gateways[gateway].process.signal("KILL");
+            sleep(random, 0.0..3.0).await;
+            cluster.gateways[gateway].resurrect();
+        }
+    }
 }
 
 /// Lets a fault happen, and end.
@@ -129,4 +178,42 @@ async fn whatever_happens_no_request_fails() {
         load.recovered(&format!("{fault:?}"));
     }
     none_failed(load).await;
+}
+
+#[tokio::test]
+#[ignore = "takes minutes; `make chaos` runs it"]
+async fn whatever_is_lost_no_job_is() {
+    const ITEMS: usize = 300;
+    let seconds = chosen("SENSORIUM_CHAOS_SECONDS").unwrap_or(180);
+    let seed = chosen("SENSORIUM_CHAOS_SEED").unwrap_or_else(rand::random);
+    println!("{seconds} s of losses; SENSORIUM_CHAOS_SEED={seed} repeats their order");
+    let mut random = SmallRng::seed_from_u64(seed);
+    let repository = Repository::new().with(&["identity", "minilm"]);
+    let cluster = Cluster::new(repository).await.set("understand.text_guard", "").set("jobs.tasks.concurrency", "2");
+    let mut cluster = cluster.with_nats().await.with_redis().await.of(GATEWAYS, WORKERS).await;
+    let until = Instant::now() + Duration::from_secs(seconds);
+    let mut jobs = 0;
+    while Instant::now() < until {
+        let loss = *LOSSES.choose(&mut random).unwrap();
+        let (key, items) = (format!("job-{jobs}"), super::jobs::texts(&format!("job-{jobs}"), ITEMS));
+        jobs += 1;
+        // whoever hears nothing asks again, at whichever gateway there is
+        let doors = Doors::of(&cluster.gateways).await;
+        let submitting = tokio::spawn(async move {
+            eventually("the job is taken", async || {
+                let client = doors.any();
+                client.submit(header(&key), items.clone()).await.ok()
+            })
+            .await
+        });
+        println!("{loss:?}");
+        sleep(&mut random, 0.0..1.0).await;
+        lose(loss, &mut cluster, &mut random).await;
+        cluster.ready().await;
+        let job = submitting.await.unwrap();
+        let client = cluster.gateways[0].client().await;
+        let over = eventually("the job is over", async || client.finish(&job.id).await.ok()).await;
+        super::jobs::complete(&client, &over, ITEMS).await;
+    }
+    println!("{jobs} jobs of {ITEMS} items, none lost, none doubled");
 }

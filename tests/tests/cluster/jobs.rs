@@ -19,12 +19,12 @@ async fn cluster(gateways: usize, workers: usize) -> Cluster {
     cluster.with_nats().await.of(gateways, workers).await
 }
 
-fn texts(job: &str, count: usize) -> Vec<JobItem> {
+pub(super) fn texts(job: &str, count: usize) -> Vec<JobItem> {
     (0..count).map(|at| text(&format!("{job}-{at}"), &format!("sentence {at} of {job}"))).collect()
 }
 
 /// All items of a job, each of them once and in its place.
-async fn complete(client: &Client, job: &Job, items: usize) {
+pub(super) async fn complete(client: &Client, job: &Job, items: usize) {
     assert_eq!((job.state(), job.done, job.failed), (job::State::Succeeded, items as u64, 0), "{job:?}");
     let told = client.job(&job.id, 1000).await.unwrap().items;
     let indices: Vec<u64> = told.iter().map(|item| item.index).collect();
