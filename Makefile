@@ -65,7 +65,7 @@ lint: setup ## Checks formatting, clippy, rustdoc and the direction of dependenc
 	@$(with_env) cargo test --release --locked --workspace --test boundaries
 
 .PHONY: bench
-bench: build ## Measures against baselines in one run; see docs/PERFORMANCE.md.
+bench: setup-tests build ## Measures against baselines in one run; BENCH='--rows WORDS' only some; see docs/PERFORMANCE.md.
 	@$(with_env) cargo build --release --locked --workspace --all-targets
 	@$(with_env) baselines=$$(loadtest/baselines/setup.sh); "$(target)/release/loadtest" bench --server "$(binary)" \
 		--forward-loop "$(target)/release/examples/forward_loop" $$baselines $(BENCH)

@@ -124,7 +124,11 @@ impl Run {
 
 #[derive(Args)]
 pub(crate) struct Bench {
-    /// gRPC address of a server that runs. Left out: --server is started, weighed and stopped.
+    /// Only rows whose work holds one of these words, separated by commas, such as `redis,kill -9`.
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) rows: Vec<String>,
+    /// gRPC address of a server that runs, for the rows of one process. Left out: --server is started, weighed and
+    /// stopped. Clusters are always started here.
     #[arg(long)]
     pub(crate) target: Option<String>,
     /// The binary to start.

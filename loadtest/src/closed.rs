@@ -6,7 +6,7 @@ use tokio::task::JoinSet;
 
 use crate::error::Result;
 use crate::record::{Mode, Record, Report, Window};
-use crate::work::{Client, Work};
+use crate::work::{Client, Work, first_number};
 
 /// How many callers, and how long.
 #[derive(Clone, Copy, Debug)]
@@ -33,10 +33,11 @@ pub async fn run(target: &str, work: &Work, load: Load) -> Result<Report> {
     let start = Instant::now() + load.warm_up;
     let window = Window { start, end: start + load.time };
     let mut callers = JoinSet::new();
+    let first = first_number();
     for (connection, client) in clients.into_iter().enumerate() {
         for stream in 0..load.streams {
             let caller = (connection * load.streams + stream) as u64;
-            callers.spawn(call(client.clone(), work.clone(), window, caller));
+            callers.spawn(call(client.clone(), work.clone(), window, first + (caller << 28)));
         }
     }
     let mut all = Record::default();
@@ -51,9 +52,8 @@ pub async fn run(target: &str, work: &Work, load: Load) -> Result<Report> {
 }
 
 /// One caller. The request that is in flight at the end is waited for, and counts by its share.
-async fn call(mut client: Client, work: Work, window: Window, caller: u64) -> Record {
+async fn call(mut client: Client, work: Work, window: Window, mut number: u64) -> Record {
     let mut record = Record::default();
-    let mut number = caller << 32;
     loop {
         let begin = Instant::now();
         if begin >= window.end {

@@ -6,9 +6,11 @@
 
 pub mod bench;
 pub mod closed;
+pub mod cluster;
 pub mod echo;
 pub mod error;
 pub mod open;
+pub mod process;
 pub mod record;
 pub mod server;
 pub mod work;

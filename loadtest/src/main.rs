@@ -55,6 +55,7 @@ async fn run(arguments: &Run) -> Result<ExitCode> {
 /// 0 if nothing that was measured misses its goal, 1 otherwise.
 async fn measure(arguments: &Bench) -> Result<ExitCode> {
     let options = bench::Options {
+        rows: arguments.rows.clone(),
         target: arguments.target.clone(),
         server: arguments.server.clone(),
         server_arguments: arguments.server_arguments.clone(),

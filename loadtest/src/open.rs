@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 
 use crate::error::Result;
 use crate::record::{Mode, Record, Report, Window};
-use crate::work::{Client, Outcome, Work};
+use crate::work::{Client, Outcome, Work, first_number};
 
 /// Arrivals, and their bounds.
 #[derive(Clone, Copy, Debug)]
@@ -50,7 +50,7 @@ pub async fn run(target: &str, work: &Work, load: Load) -> Result<Report> {
     let mut all = Record::default();
     let mut calls: JoinSet<(Instant, Result<Outcome, tonic::Code>, Instant)> = JoinSet::new();
     let mut arrivals = Arrivals::new(begin, load.rate, load.seed);
-    let mut number = 0;
+    let (first, mut number) = (first_number(), 0);
     let mut last = begin;
     loop {
         let due = arrivals.next();
@@ -70,7 +70,7 @@ pub async fn run(target: &str, work: &Work, load: Load) -> Result<Report> {
                 let which = usize::try_from(number).unwrap_or(0) % clients.len();
                 let (mut client, work) = (clients[which].clone(), work.clone());
                 calls.spawn(async move {
-                    let result = work.call(&mut client, number).await.map_err(|status| status.code());
+                    let result = work.call(&mut client, first + number).await.map_err(|status| status.code());
                     drop(permit);
                     (due, result, Instant::now())
                 });

@@ -15,8 +15,9 @@ pub(crate) fn colour() -> bool {
 pub(crate) fn progress(row: &Row) -> String {
     let figure = |value: Option<f64>| value.map_or("–".to_owned(), |value| format!("{value:.3} {}", row.unit));
     let ratio = row.ratio.map_or(String::new(), |ratio| format!(", ratio {ratio:.2} (goal {})", row.goal));
+    let added = row.added.map_or(String::new(), |added| format!(", adds {added:.3} {} (goal {})", row.unit, row.goal));
     let note = if row.note.is_empty() { String::new() } else { format!(" [{}]", row.note) };
-    format!("{}: {} against {}{ratio}{note}", row.work, figure(row.ours), figure(row.baseline))
+    format!("{}: {} against {}{ratio}{added}{note}", row.work, figure(row.ours), figure(row.baseline))
 }
 
 /// A run.

@@ -106,6 +106,9 @@ impl State {
         });
         self.route.publish(Table::new(candidates.collect()));
         let table = self.route.table();
+        #[allow(clippy::cast_precision_loss)]
+        metrics::gauge!("sensorium_route_workers", "model" => self.route.model.clone())
+            .set(table.candidates().len() as f64);
         self.ejections.retain(|worker, _| table.candidates().iter().any(|known| known.client.name() == worker));
     }
 

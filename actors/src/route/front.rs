@@ -11,6 +11,7 @@ use sensorium_cluster::membership::{Registration, Role, View};
 use super::actor::{self, RouteActor};
 use super::client::Client;
 use super::handle::Route;
+use super::subset::{self, Subset};
 use super::{Connect, Routes};
 use crate::supervision::policy::{Intensity, Verdict};
 use crate::supervision::tree::{State as TreeState, Tree};
@@ -28,8 +29,12 @@ pub enum Message {
 
 /// What it starts with.
 pub struct Arguments {
-    /// The root of its actors' paths.
+    /// The root of its actors' paths, and the name in the register.
     pub name: String,
+    /// Where it stands.
+    pub zone: Arc<str>,
+    /// Workers of a model that are called, where there are more; 0: all.
+    pub subset: usize,
     /// Live routes, for those who ask.
     pub routes: Routes,
     /// Makes clients.
@@ -47,6 +52,7 @@ pub struct Front;
 pub struct State {
     args: Arguments,
     view: View,
+    subset: Subset,
     /// By worker, with the address and start that they were made for.
     clients: HashMap<String, (Registration, Arc<dyn Client>)>,
     names: HashMap<ActorId, String>,
@@ -62,9 +68,11 @@ impl Actor for Front {
         args.tree.starting(&args.name, "front door");
         args.tree.spawned(&args.name, myself.get_cell());
         args.tree.set(&args.name, TreeState::Running);
+        let view = View::default();
         Ok(State {
+            subset: Subset::new(&args.name, &args.zone, args.subset, &view),
             args,
-            view: View::default(),
+            view,
             clients: HashMap::new(),
             names: HashMap::new(),
             intensity: Intensity::new(20, Duration::from_secs(60)),
@@ -136,6 +144,7 @@ impl State {
                 }
             }
         }
+        self.subset = Subset::new(&self.args.name, &self.args.zone, self.args.subset, &view);
         self.view = view;
         let held = self.view.values().flat_map(|registration| registration.models.iter().map(|held| held.name.clone()));
         let models: BTreeSet<String> = held.collect();
@@ -168,8 +177,9 @@ impl State {
     }
 
     fn workers(&self, model: &str) -> Vec<(Registration, Arc<dyn Client>)> {
-        let holders = self.view.values().filter(|worker| worker.models.iter().any(|held| held.name == model));
-        holders.filter_map(|worker| Some((worker.clone(), self.clients.get(&worker.node)?.1.clone()))).collect()
+        let holders = self.view.values().filter(|node| subset::holds(node, model)).collect();
+        let called = self.subset.of(model, holders).into_iter();
+        called.filter_map(|worker| Some((worker.clone(), self.clients.get(&worker.node)?.1.clone()))).collect()
     }
 
     async fn start(&mut self, myself: &ActorRef<Message>, model: &str) -> Result<(), ActorProcessingErr> {

@@ -8,6 +8,7 @@ pub mod client;
 pub mod front;
 pub mod handle;
 pub mod hedge;
+pub mod subset;
 pub mod table;
 
 use std::sync::Arc;
@@ -42,6 +43,8 @@ pub struct Options {
     pub zone: String,
     /// Where answers are kept that may be given again; none: nowhere.
     pub cache: Option<Cache>,
+    /// Workers of a model that it calls, where there are more; 0: all.
+    pub subset: usize,
 }
 
 /// A worker of a model, for those who ask how it fares.
@@ -81,7 +84,9 @@ impl Router {
         tree: Tree,
     ) -> Result<Self> {
         let routes = Routes::default();
-        let args = front::Arguments { name: options.name, routes: routes.clone(), connect, bus, tree };
+        let zone: Arc<str> = options.zone.into();
+        let (name, subset) = (options.name, options.subset);
+        let args = front::Arguments { name, zone: zone.clone(), subset, routes: routes.clone(), connect, bus, tree };
         let (front, _) = Actor::spawn(None, front::Front, args)
             .await
             .map_err(|error| Error::Internal(format!("cannot start the front door: {error}")))?;
@@ -92,13 +97,14 @@ impl Router {
         tokio::spawn(async move {
             while view.changed().await.is_ok() {
                 let changed = view.borrow_and_update().clone();
-                if told.cast(front::Message::View(changed)).is_err() {
+                // waited for, so that what changes meanwhile is one change: a large cluster may roll faster than tables
+                // are made
+                if ractor::call!(told, |done| front::Message::Apply(changed, done)).is_err() {
                     break;
                 }
             }
         });
-        let (zone, cache) = (options.zone.into(), options.cache);
-        Ok(Self { routes, front, membership: membership.clone(), admission, zone, cache })
+        Ok(Self { routes, front, membership: membership.clone(), admission, zone, cache: options.cache })
     }
 
     /// Where answers are kept that may be given again.

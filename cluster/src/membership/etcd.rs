@@ -20,6 +20,11 @@ use super::{Link, Registration, View};
 
 /// An answer that does not come within this is an outage.
 const ANSWER: Duration = Duration::from_secs(3);
+/// How often a silent connection is asked whether it is alive. etcd closes those that ask more often than every five
+/// seconds (its `--grpc-keepalive-min-time`).
+const KEEP_ALIVE: Duration = Duration::from_secs(6);
+/// Bytes of a list at most: that of 1,000 workers with 16 models each takes the 4 MiB of tonic's default.
+const LIST: usize = 256 << 20;
 
 /// Where etcd is, and how to talk to it.
 #[derive(Clone, Debug)]
@@ -136,7 +141,7 @@ impl Etcd {
     async fn connect(&self) -> Result<Client> {
         let mut options = ConnectOptions::new()
             .with_connect_timeout(ANSWER)
-            .with_keep_alive(Duration::from_secs(2), ANSWER)
+            .with_keep_alive(KEEP_ALIVE, ANSWER)
             .with_keep_alive_while_idle(true)
             .with_auto_token_refresh(true);
         if let Some(Credentials { user, password }) = &self.credentials {
@@ -301,14 +306,16 @@ async fn read(
     missing: &mut Missing,
     current: &mut bool,
 ) -> Result<std::convert::Infallible> {
-    let mut client = options.connect().await?;
+    let client = options.connect().await?;
     let prefix = options.nodes();
-    let list = within(client.get(prefix.as_str(), Some(GetOptions::new().with_prefix()))).await?;
+    let mut lists = client.kv_client().max_decoding_message_size(LIST);
+    let list = within(lists.get(prefix.as_str(), Some(GetOptions::new().with_prefix()))).await?;
     let revision = list.header().map_or(0, etcd_client::ResponseHeader::revision);
     let listed = list.kvs().iter().filter_map(|kv| parse(kv.key(), kv.value(), &prefix)).collect();
     view.send_modify(|view| *view = missing.merge(view, listed, options.lease));
     let watching = WatchOptions::new().with_prefix().with_start_revision(revision + 1).with_progress_notify();
-    let mut events = within(client.watch(prefix.as_str(), Some(watching))).await?;
+    let mut watches = client.watch_client().max_decoding_message_size(LIST);
+    let mut events = within(watches.watch(prefix.as_str(), Some(watching))).await?;
     *current = true;
     trouble.send_replace(String::new());
     if link.send_replace(Link::Current) != Link::Current {

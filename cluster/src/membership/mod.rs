@@ -76,6 +76,12 @@ impl Membership {
         membership
     }
 
+    /// The register in etcd for a node that enters itself and asks for nobody else: its view is of itself. A thousand
+    /// workers that each watched the others would have etcd send every change a thousand times.
+    pub fn etcd_unwatched(options: Etcd) -> Self {
+        Self { etcd: Some(Arc::new(options)), ..Self::embedded() }
+    }
+
     /// Registers a node for as long as the lease lives.
     pub fn register(&self, registration: Registration) -> Lease {
         let (wanted, seen) = watch::channel(Some(registration.clone()));

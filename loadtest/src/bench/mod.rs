@@ -1,6 +1,8 @@
 //! The benchmark: every figure is a ratio to a baseline that ran on the same machine, in the same run, turn by turn.
 
 mod baseline;
+mod cluster;
+mod loss;
 mod memory;
 pub mod row;
 mod rows;
@@ -13,8 +15,10 @@ use crate::server::Server;
 use row::{Goal, Row};
 
 /// What is there to measure, and against what. What is missing is said in its row.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Options {
+    /// Only rows whose work holds one of these, in whatever case; none: all.
+    pub rows: Vec<String>,
     /// A server that runs; nothing: `server` is started.
     pub target: Option<String>,
     /// The binary `sensorium`.
@@ -39,7 +43,18 @@ pub struct Options {
     pub time: Duration,
 }
 
-/// Measures all rows; `told` gets each as soon as it is known.
+impl Options {
+    /// Whether a row is to be measured.
+    fn wants(&self, work: &str) -> bool {
+        let work = work.to_lowercase();
+        self.rows.is_empty() || self.rows.iter().any(|wanted| work.contains(&wanted.to_lowercase()))
+    }
+}
+
+const READY: &str = "ready from a warm cache";
+const RESIDENT: &str = "resident memory, whole pack";
+
+/// Measures all rows, or those that are wanted; `told` gets each as soon as it is known.
 ///
 /// # Errors
 /// If the server does not start, or nobody answers at the target. A row that fails says so in its note instead.
@@ -49,34 +64,63 @@ pub async fn run(options: &Options, mut told: impl FnMut(&Row)) -> Result<Vec<Ro
         told(&row);
         all.push(row);
     };
+    if [READY, RESIDENT].iter().chain(&rows::ALL).any(|row| options.wants(row)) {
+        one_process(options, &mut keep).await?;
+    }
+    cluster::run(options, &mut keep).await;
+    Ok(all)
+}
+
+/// Gateway and worker in one process, all rows of which share it.
+async fn one_process(options: &Options, keep: &mut impl FnMut(Row)) -> Result<()> {
     let (server, target) = match &options.target {
         Some(target) => (None, target.clone()),
         None => {
             // the first start fills the page cache: "ready from a warm cache" is the second one's time
-            Server::start(&options.server, &options.server_arguments).await?.stop().await?;
+            if options.wants(READY) {
+                Server::start(&options.server, &options.server_arguments).await?.stop().await?;
+            }
             let server = Server::start(&options.server, &options.server_arguments).await?;
             let target = server.target();
             (Some(server), target)
         }
     };
-    let ready = Row::alone("ready from a warm cache", "s", Goal::AtMost(10.0));
-    let resident = Row::alone("resident memory, whole pack", "GB", Goal::AtMost(2.5));
-    match &server {
-        Some(server) => {
-            keep(ready.figure(server.ready.as_secs_f64()));
-            keep(match memory::touch(&target, options.clip.as_deref()).await {
+    let ready = Row::alone(READY, "s", Goal::AtMost(10.0));
+    let resident = Row::alone(RESIDENT, "GB", Goal::AtMost(2.5));
+    let elsewhere = || "not measured: the server was not started here".to_owned();
+    let ready = match &server {
+        Some(server) => ready.figure(server.ready.as_secs_f64()),
+        None => ready.note(elsewhere()),
+    };
+    if options.wants(READY) {
+        keep(ready);
+    }
+    if options.wants(RESIDENT) {
+        keep(match &server {
+            Some(server) => match memory::touch(&target, options.clip.as_deref()).await {
                 Ok(note) => resident.figure(server.resident()? as f64 / 1e9).note(note),
                 Err(error) => resident.note(format!("not measured: {error}")),
-            });
-        }
-        None => {
-            keep(ready.note("not measured: the server was not started here".to_owned()));
-            keep(resident.note("not measured: the server was not started here".to_owned()));
-        }
+            },
+            None => resident.note(elsewhere()),
+        });
     }
-    rows::run(options, &target, &mut keep).await;
-    if let Some(server) = server {
-        server.stop().await?;
+    rows::run(options, &target, keep).await;
+    match server {
+        Some(server) => server.stop().await,
+        None => Ok(()),
     }
-    Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_chosen_by_words_of_theirs() {
+        let all = Options::default();
+        assert!(all.wants(READY) && rows::ALL.iter().all(|row| all.wants(row)));
+        let some = Options { rows: vec!["Redis".to_owned(), "kill".to_owned()], ..Options::default() };
+        assert!(some.wants("minilm, hit in Redis") && some.wants(loss::KILLED));
+        assert!(!some.wants(READY) && rows::ALL.iter().all(|row| !some.wants(row)));
+    }
 }

@@ -59,6 +59,8 @@ pub struct Row {
     /// Median of the rounds' ratios: both of a ratio ran within seconds of each other, so a machine that slows down
     /// half-way does not distort it.
     pub ratio: Option<f64>,
+    /// Median of what ours adds to the baseline, where that is the figure.
+    pub added: Option<f64>,
     /// Whether the goal is reached; nothing if it was not measured.
     pub reached: Option<bool>,
     /// What a reader has to know, or why it was not measured.
@@ -82,6 +84,7 @@ impl Row {
             ours: None,
             baseline: None,
             ratio: None,
+            added: None,
             reached: None,
             note: String::new(),
         }
@@ -106,6 +109,24 @@ impl Row {
         self
     }
 
+    /// With the turns, of which what ours adds to the baseline is to reach the goal.
+    #[must_use]
+    pub fn added(mut self, rounds: Vec<Round>) -> Self {
+        self.ours = median(rounds.iter().map(|round| round.ours));
+        self.baseline = median(rounds.iter().map(|round| round.baseline));
+        self.added = median(rounds.iter().map(|round| round.ours - round.baseline)).filter(|added| added.is_finite());
+        self.reached = self.added.map(|added| self.goal.reached(added));
+        self.rounds = rounds;
+        self
+    }
+
+    /// Whatever the figure says, the goal is missed: the note says why.
+    #[must_use]
+    pub fn missed(mut self) -> Self {
+        self.reached = Some(false);
+        self
+    }
+
     /// With a remark.
     #[must_use]
     pub fn note(mut self, note: String) -> Self {
@@ -121,7 +142,11 @@ impl Row {
             if self.against.is_empty() { "–".to_owned() } else { self.against.clone() },
             number(self.baseline),
             number(self.ours),
-            self.ratio.map_or("–".to_owned(), |ratio| format!("{ratio:.2}")),
+            match (self.ratio, self.added) {
+                (Some(ratio), _) => format!("{ratio:.2}"),
+                (None, Some(added)) => format!("{added:+.2} {}", self.unit),
+                (None, None) => "–".to_owned(),
+            },
             self.goal.to_string(),
             match self.reached {
                 Some(true) => "yes".to_owned(),
@@ -210,6 +235,15 @@ mod tests {
         assert_eq!(row.reached, None);
         let text = markdown(&[row]);
         assert!(text.contains("| ≤ 1 | not measured |") && text.contains("no Python"), "{text}");
+    }
+
+    #[test]
+    fn what_is_added_is_a_difference() {
+        let rounds = [(1.0, 1.4), (1.0, 1.3), (2.0, 2.6)].map(|(baseline, ours)| Round { baseline, ours }).to_vec();
+        let row = Row::against("identity", "direct", "ms", Goal::AtMost(0.5)).added(rounds);
+        assert!((row.added.unwrap() - 0.4).abs() < 1e-9 && row.reached == Some(true) && row.ratio.is_none());
+        assert!(markdown(&[row.clone()]).contains("| +0.40 ms | ≤ 0.5 | yes |"));
+        assert_eq!(row.missed().reached, Some(false));
     }
 
     #[test]

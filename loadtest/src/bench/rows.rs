@@ -4,28 +4,52 @@ use bytes::Bytes;
 
 use super::Options;
 use super::baseline::{self, Script};
+use super::cluster::TEXTS;
 use super::row::{Goal, Round, Row};
 use crate::closed::{self, Load};
 use crate::echo::Echo;
 use crate::error::{Error, Result};
-use crate::record::Report;
+use crate::record::{Latency, Report};
 use crate::work::Work;
+
+const MANY: &str = "identity, 4 connections × 16 streams";
+const ONE: &str = "identity, one stream, p50";
+const NEAR_HIT: &str = "minilm, hit in the near-cache";
+const MINILM: &str = "minilm, 64 callers, 23 tokens";
+const MIXED: &str = "minilm, 256 callers, 8–256 tokens";
+const WHISPER: &str = "whisper-base, one clip";
+const STREAM: &str = "smollm2-135m, one stream";
+const STREAMS: &str = "smollm2-135m, 8 streams together";
+
+/// What is measured here.
+pub(super) const ALL: [&str; 8] = [MANY, ONE, NEAR_HIT, MINILM, MIXED, WHISPER, STREAM, STREAMS];
 
 /// Measures them, one after the other.
 pub(super) async fn run(options: &Options, target: &str, keep: &mut impl FnMut(Row)) {
-    for row in identity(options, target).await {
-        keep(row);
+    if options.wants(MANY) || options.wants(ONE) {
+        identity(options, target).await.into_iter().filter(|row| options.wants(&row.work)).for_each(&mut *keep);
     }
-    keep(minilm(options, target).await);
-    keep(minilm_mixed(options, target).await);
-    keep(whisper(options, target).await);
-    for (streams, goal) in [(1, 0.5), (8, 1.5)] {
-        keep(generation(options, target, streams, goal).await);
+    if options.wants(NEAR_HIT) {
+        keep(near_hit(options, target).await);
+    }
+    if options.wants(MINILM) {
+        keep(minilm(options, target).await);
+    }
+    if options.wants(MIXED) {
+        keep(minilm_mixed(options, target).await);
+    }
+    if options.wants(WHISPER) {
+        keep(whisper(options, target).await);
+    }
+    for (work, streams, goal) in [(STREAM, 1, 0.5), (STREAMS, 8, 1.5)] {
+        if options.wants(work) {
+            keep(generation(options, target, work, streams, goal).await);
+        }
     }
 }
 
 /// Baseline, ours, baseline, ours: a machine that slows down half-way slows both.
-async fn interleave(
+pub(super) async fn interleave(
     options: &Options,
     baseline: impl AsyncFn() -> Result<f64>,
     ours: impl AsyncFn() -> Result<f64>,
@@ -37,7 +61,7 @@ async fn interleave(
     Ok(rounds)
 }
 
-fn finish(row: Row, rounds: Result<Vec<Round>>) -> Row {
+pub(super) fn finish(row: Row, rounds: Result<Vec<Round>>) -> Row {
     match rounds {
         Ok(rounds) => row.rounds(rounds),
         Err(error) => row.note(format!("not measured: {error}")),
@@ -45,7 +69,13 @@ fn finish(row: Row, rounds: Result<Vec<Round>>) -> Row {
 }
 
 /// One closed loop in which every request must succeed: failures are fast, and would count as speed.
-async fn load(options: &Options, target: &str, work: &Work, connections: usize, streams: usize) -> Result<Report> {
+pub(super) async fn load(
+    options: &Options,
+    target: &str,
+    work: &Work,
+    connections: usize,
+    streams: usize,
+) -> Result<Report> {
     let load = Load { connections, streams, warm_up: options.warm_up, time: options.time };
     let report = closed::run(target, work, load).await?;
     if !report.errors.is_empty() || report.finished == 0 {
@@ -55,22 +85,35 @@ async fn load(options: &Options, target: &str, work: &Work, connections: usize, 
     Ok(report)
 }
 
+/// Requests per second of such a loop.
+pub(super) async fn rate(
+    options: &Options,
+    target: &str,
+    work: &Work,
+    connections: usize,
+    streams: usize,
+) -> Result<f64> {
+    Ok(load(options, target, work, connections, streams).await?.requests_per_s)
+}
+
+/// A latency of a run, in milliseconds.
+pub(super) fn latency(report: &Report, of: impl FnOnce(&Latency) -> f64) -> Result<f64> {
+    report.latency_ms.as_ref().map(of).ok_or_else(|| Error::Child("no latencies".to_owned()))
+}
+
 async fn identity(options: &Options, target: &str) -> [Row; 2] {
     let work = Work::Identity;
-    let many = Row::against("identity, 4 connections × 16 streams", "bare tonic echo", "req/s", Goal::AtLeast(0.5));
-    let one = Row::against("identity, one stream, p50", "bare tonic echo", "ms", Goal::AtMost(2.5));
+    let many = Row::against(MANY, "bare tonic echo", "req/s", Goal::AtLeast(0.5));
+    let one = Row::against(ONE, "bare tonic echo", "ms", Goal::AtMost(2.5));
     let server = match Echo::start().await {
         Ok(echo) => echo,
         Err(error) => return [many, one].map(|row| row.note(format!("not measured: {error}"))),
     };
     let echo = server.target();
-    let rate = async |target: &str| -> Result<f64> { Ok(load(options, target, &work, 4, 16).await?.requests_per_s) };
-    let latency = async |target: &str| -> Result<f64> {
-        let report = load(options, target, &work, 1, 1).await?;
-        report.latency_ms.map(|latency| latency.p50).ok_or_else(|| Error::Child("no latencies".to_owned()))
-    };
+    let rate = async |target: &str| rate(options, target, &work, 4, 16).await;
+    let p50 = async |target: &str| latency(&load(options, target, &work, 1, 1).await?, |latency| latency.p50);
     let rates = interleave(options, async || rate(&echo).await, async || rate(target).await).await;
-    let latencies = interleave(options, async || latency(&echo).await, async || latency(target).await).await;
+    let latencies = interleave(options, async || p50(&echo).await, async || p50(target).await).await;
     [finish(many, rates), finish(one, latencies)]
 }
 
@@ -84,10 +127,19 @@ async fn forward_loop(options: &Options, arguments: &[&str]) -> Result<f64> {
     baseline::figure(program, &arguments, "texts_per_s").await
 }
 
+/// Against a model that does nothing: what is left of a request is the door's work, and that of the look-up.
+async fn near_hit(options: &Options, target: &str) -> Row {
+    let row = Row::against(NEAR_HIT, "identity in the same process", "req/s", Goal::AtLeast(0.8));
+    let again = Work::MinilmAgain(23, TEXTS);
+    let baseline = async || rate(options, target, &Work::Identity, 4, 16).await;
+    let rounds = interleave(options, baseline, async || rate(options, target, &again, 4, 16).await).await;
+    finish(row.note(format!("{TEXTS} texts of 23 tokens again and again")), rounds)
+}
+
 async fn minilm(options: &Options, target: &str) -> Row {
-    let row = Row::against("minilm, 64 callers, 23 tokens", "plain loop, batch 64", "texts/s", Goal::AtLeast(0.9));
+    let row = Row::against(MINILM, "plain loop, batch 64", "texts/s", Goal::AtLeast(0.9));
     let arguments = ["--model", "minilm", "--batch", "64", "--tokens", "23"];
-    let ours = async || -> Result<f64> { Ok(load(options, target, &Work::Minilm(23), 4, 16).await?.requests_per_s) };
+    let ours = async || rate(options, target, &Work::Minilm(23), 4, 16).await;
     finish(row, interleave(options, async || forward_loop(options, &arguments).await, ours).await)
 }
 
@@ -95,14 +147,14 @@ async fn minilm(options: &Options, target: &str) -> Row {
 /// the callers.
 async fn minilm_mixed(options: &Options, target: &str) -> Row {
     let goal = Goal::AtLeast(0.85);
-    let row = Row::against("minilm, 256 callers, 8–256 tokens", "plain loop, ideal batches", "texts/s", goal);
+    let row = Row::against(MIXED, "plain loop, ideal batches", "texts/s", goal);
     let arguments = ["--model", "minilm", "--lengths", "mixed"];
-    let ours = async || -> Result<f64> { Ok(load(options, target, &Work::MinilmMixed, 4, 64).await?.requests_per_s) };
+    let ours = async || rate(options, target, &Work::MinilmMixed, 4, 64).await;
     finish(row, interleave(options, async || forward_loop(options, &arguments).await, ours).await)
 }
 
 async fn whisper(options: &Options, target: &str) -> Row {
-    let row = Row::against("whisper-base, one clip", "faster-whisper, float32", "s", Goal::AtMost(1.0));
+    let row = Row::against(WHISPER, "faster-whisper, float32", "s", Goal::AtMost(1.0));
     let Some(path) = &options.clip else { return row.note("not measured: no --clip was given".to_owned()) };
     let clip = match std::fs::read(path) {
         Ok(clip) => Bytes::from(clip),
@@ -113,11 +165,8 @@ async fn whisper(options: &Options, target: &str) -> Row {
         Err(why) => return row.note(format!("not measured: {why}")),
     };
     let work = Work::Audio("whisper-base", clip);
-    let ours = async || -> Result<f64> {
-        let report = load(options, target, &work, 1, 1).await?;
-        let latency = report.latency_ms.map(|latency| latency.p50 / 1e3);
-        latency.ok_or_else(|| Error::Child("no latencies".to_owned()))
-    };
+    let ours =
+        async || -> Result<f64> { latency(&load(options, target, &work, 1, 1).await?, |latency| latency.p50 / 1e3) };
     let baseline = async || script.figure("seconds").await;
     finish(
         row.note("median of requests; decoding and speech detection included".to_owned()),
@@ -125,9 +174,8 @@ async fn whisper(options: &Options, target: &str) -> Row {
     )
 }
 
-async fn generation(options: &Options, target: &str, streams: usize, goal: f64) -> Row {
+async fn generation(options: &Options, target: &str, work: &str, streams: usize, goal: f64) -> Row {
     let together = streams > 1;
-    let work = if together { "smollm2-135m, 8 streams together" } else { "smollm2-135m, one stream" };
     let row = Row::against(work, "llama.cpp Q4_1, one stream", "tokens/s", Goal::AtLeast(goal));
     let script = match Script::new(options, "llama_tokens.py", "smollm2-135m.gguf") {
         Ok(script) => script,

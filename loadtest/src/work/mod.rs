@@ -3,6 +3,7 @@
 pub mod text;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -11,21 +12,31 @@ use sensorium_proto::inference::grpc_inference_service_client::GrpcInferenceServ
 use sensorium_proto::inference::model_infer_request::InferInputTensor;
 use sensorium_proto::v1::sensorium_client::SensoriumClient;
 use sensorium_proto::v1::{GenerateRequest, Sampling};
+use sensorium_proto::worker::worker_client::WorkerClient;
+use sensorium_proto::worker::{InferRequest, Tensor};
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::error::{Error, Result};
 
+/// The number of a run's first request. No two runs of a process ask the same, or a cache would answer the second.
+pub fn first_number() -> u64 {
+    static RUNS: AtomicU64 = AtomicU64::new(1);
+    RUNS.fetch_add(1, Relaxed) << 44
+}
+
 /// Bytes of an answer at most; embeddings of large batches exceed tonic's default of 4 MiB.
 const MAX_ANSWER: usize = 64 << 20;
 
-/// Both services over one connection. A clone shares the connection.
+/// All services over one connection. A clone shares the connection.
 #[derive(Clone)]
 pub struct Client {
     /// Open Inference Protocol.
     pub inference: GrpcInferenceServiceClient<Channel>,
     /// The richer one.
     pub sensorium: SensoriumClient<Channel>,
+    /// What gateways ask workers; a gateway does not answer it.
+    pub worker: WorkerClient<Channel>,
 }
 
 impl Client {
@@ -37,7 +48,8 @@ impl Client {
         let channel = endpoint.connect().await.map_err(fail)?;
         Ok(Self {
             inference: GrpcInferenceServiceClient::new(channel.clone()).max_decoding_message_size(MAX_ANSWER),
-            sensorium: SensoriumClient::new(channel).max_decoding_message_size(MAX_ANSWER),
+            sensorium: SensoriumClient::new(channel.clone()).max_decoding_message_size(MAX_ANSWER),
+            worker: WorkerClient::new(channel).max_decoding_message_size(MAX_ANSWER),
         })
     }
 }
@@ -58,8 +70,12 @@ pub enum Work {
     Identity,
     /// Sentence embeddings of this many tokens.
     Minilm(usize),
+    /// The same of so many texts, again and again: what a cache may answer.
+    MinilmAgain(usize, u64),
     /// Sentence embeddings of 8 to 256 tokens.
     MinilmMixed,
+    /// `Identity`, asked of a worker itself.
+    Direct,
     /// Labels of an encoded image.
     Image(Bytes),
     /// Transcript of an encoded clip, by the model of this name.
@@ -76,7 +92,9 @@ impl Work {
         match self {
             Self::Identity => "identity",
             Self::Minilm(_) => "minilm",
+            Self::MinilmAgain(..) => "minilm-again",
             Self::MinilmMixed => "minilm-mixed",
+            Self::Direct => "identity-direct",
             Self::Image(_) => "efficientnet",
             Self::Audio(..) => "whisper",
             Self::Generate(_) => "generate",
@@ -92,6 +110,10 @@ impl Work {
         let request = match self {
             Self::Identity => identity(),
             Self::Minilm(tokens) => bytes_of("minilm", "text", text::of(*tokens, number).into()),
+            Self::MinilmAgain(tokens, texts) => {
+                bytes_of("minilm", "text", text::of(*tokens, number % (*texts).max(1)).into())
+            }
+            Self::Direct => return direct(client).await,
             Self::MinilmMixed => bytes_of("minilm", "text", text::of(text::mixed_length(number), number).into()),
             Self::Image(image) => bytes_of("efficientnet-lite0", "image", image.clone()),
             Self::Audio(model, clip) => bytes_of(model, "audio", clip.clone()),
@@ -122,10 +144,26 @@ fn infer(model: &str, input: &str, datatype: &str, shape: Vec<i64>, raw: Bytes) 
     }
 }
 
+static VALUES: [u8; 64] = [0x3f; 64];
+
 /// INPUT0, FP32 [1, 16].
 fn identity() -> ModelInferRequest {
-    static VALUES: [u8; 64] = [0x3f; 64];
     infer("identity", "INPUT0", "FP32", vec![1, 16], Bytes::from_static(&VALUES))
+}
+
+async fn direct(client: &mut Client) -> Result<Outcome, Status> {
+    let input = Tensor {
+        name: "INPUT0".to_owned(),
+        datatype: "FP32".to_owned(),
+        shape: vec![1, 16],
+        data: Bytes::from_static(&VALUES),
+    };
+    let request = InferRequest { model: "identity".to_owned(), inputs: vec![input], ..Default::default() };
+    let reply = client.worker.infer(request).await?.into_inner();
+    if reply.outputs.iter().all(|output| output.data.is_empty()) {
+        return Err(Status::data_loss("an answer without values"));
+    }
+    Ok(Outcome::default())
 }
 
 /// One element of BYTES, as the protocol writes it: its length in four bytes, little-endian, then the bytes.
@@ -181,6 +219,13 @@ mod tests {
         let request = bytes_of("minilm", "text", Bytes::from_static(b"abc"));
         assert_eq!(request.raw_input_contents[0].as_ref(), b"\x03\0\0\0abc");
         assert_eq!(request.inputs[0].shape, [1]);
+    }
+
+    #[test]
+    fn no_two_runs_ask_the_same() {
+        let (first, second) = (first_number(), first_number());
+        assert_ne!(text::of(23, first), text::of(23, second));
+        assert_eq!(first % 256, second % 256, "but what is asked again and again is the same");
     }
 
     #[test]

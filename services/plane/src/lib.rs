@@ -11,6 +11,7 @@ mod convert;
 mod deadline;
 mod error;
 mod fleet;
+mod line;
 mod local;
 mod member;
 mod remote;

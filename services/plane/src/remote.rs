@@ -1,7 +1,6 @@
 //! A worker behind connections.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -25,24 +24,22 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
-use tonic_health::pb::HealthCheckRequest;
-use tonic_health::pb::health_client::HealthClient;
 
+use crate::line::Line;
 use crate::member::{Description, Member};
 use crate::tls::{self, ClientTls};
 use crate::{convert, error, inject_trace};
 
-/// How often a worker that is suspected is asked whether it is there, and how long it may take to say so.
-const PROBE: Duration = Duration::from_millis(250);
-const PROBE_ANSWER: Duration = Duration::from_secs(1);
 /// How long an operator's question may take; loading a model takes longer.
 const ANSWER: Duration = Duration::from_secs(5);
 
 /// How workers are called.
 #[derive(Clone)]
 pub struct Dial {
-    /// HTTP/2 connections to each worker.
+    /// HTTP/2 connections to each worker that is called.
     pub connections: usize,
+    /// They are closed when nobody has called it for so long.
+    pub idle: Duration,
     /// A connection on which nothing has been heard for so long is asked…
     pub keep_alive: Duration,
     /// …and given up after this.
@@ -57,6 +54,7 @@ impl Default for Dial {
     fn default() -> Self {
         Self {
             connections: 2,
+            idle: Duration::from_secs(60),
             keep_alive: Duration::from_secs(1),
             keep_alive_timeout: Duration::from_secs(2),
             max_message_bytes: 256 << 20,
@@ -69,7 +67,7 @@ impl Default for Dial {
 #[derive(Clone)]
 struct Reach {
     worker: Arc<str>,
-    reachable: Arc<AtomicBool>,
+    line: Arc<Line>,
 }
 
 impl Reach {
@@ -80,7 +78,7 @@ impl Reach {
             if context.expired() {
                 return Error::DeadlineExceeded { stage: format!("waiting for {}", self.worker) };
             }
-            if self.reachable.swap(false, Relaxed) {
+            if self.line.suspect() {
                 tracing::warn!(worker = &*self.worker, %error, "worker is out of reach");
             }
         }
@@ -90,8 +88,6 @@ impl Reach {
 
 /// See the module.
 pub struct RemoteMember {
-    channels: Vec<Channel>,
-    next: AtomicUsize,
     max_message_bytes: usize,
     reach: Reach,
 }
@@ -113,24 +109,23 @@ impl RemoteMember {
             .keep_alive_while_idle(true)
             .initial_stream_window_size(1 << 20)
             .initial_connection_window_size(8 << 20);
-        let channel = || match (&dial.tls, mismatch(registration, dial)) {
+        let why = mismatch(registration, dial);
+        if let Some(why) = why {
+            tracing::error!(worker = name, why, "worker cannot be called");
+        }
+        let tls = dial.tls.clone();
+        let channel = move || match (&tls, why) {
             (_, Some(why)) => tls::mismatch(&endpoint, why),
             (Some(tls), None) => tls.channel(&endpoint),
             (None, None) => endpoint.connect_lazy(),
         };
-        let channels: Vec<Channel> = (0..dial.connections.max(1)).map(|_| channel()).collect();
-        if let Some(why) = mismatch(registration, dial) {
-            tracing::error!(worker = name, why, "worker cannot be called");
-        }
-        let reachable = Arc::new(AtomicBool::new(mismatch(registration, dial).is_none()));
-        tokio::spawn(probe(channels[0].clone(), Arc::downgrade(&reachable), link));
-        let reach = Reach { worker: name.into(), reachable };
-        let max_message_bytes = dial.max_message_bytes;
-        Ok(Arc::new(Self { channels, next: AtomicUsize::new(0), max_message_bytes, reach }))
+        let line = Line::new(Box::new(channel), why.is_none(), dial, link);
+        let reach = Reach { worker: name.into(), line };
+        Ok(Arc::new(Self { max_message_bytes: dial.max_message_bytes, reach }))
     }
 
     fn channel(&self) -> Channel {
-        self.channels[self.next.fetch_add(1, Relaxed) % self.channels.len()].clone()
+        self.reach.line.channel()
     }
 
     fn client(&self) -> WorkerClient<Channel> {
@@ -166,34 +161,6 @@ fn mismatch(registration: &Registration, dial: &Dial) -> Option<&'static str> {
     }
 }
 
-/// Asks a worker whether it is there, while it is suspected or the register is out of reach. Ends with the member.
-async fn probe(channel: Channel, reachable: std::sync::Weak<AtomicBool>, link: watch::Receiver<Link>) {
-    let mut health = HealthClient::new(channel);
-    let mut missed = 0;
-    loop {
-        tokio::time::sleep(PROBE).await;
-        let Some(reachable) = reachable.upgrade() else { return };
-        let suspect = !reachable.load(Relaxed);
-        if !suspect && *link.borrow() == Link::Current {
-            missed = 0;
-            continue;
-        }
-        let answer = health.check(HealthCheckRequest { service: String::new() });
-        // whatever it answers, it is there
-        let there = match tokio::time::timeout(PROBE_ANSWER, answer).await {
-            Ok(Ok(_)) => true,
-            Ok(Err(status)) => status.code() != tonic::Code::Unavailable,
-            Err(_) => false,
-        };
-        missed = if there { 0 } else { missed + 1 };
-        if there {
-            reachable.store(true, Relaxed);
-        } else if missed >= 2 {
-            reachable.store(false, Relaxed);
-        }
-    }
-}
-
 /// The message with what travels beside it: what is left of the deadline, and the trace.
 fn outgoing(request: &Request, context: &Context) -> tonic::Request<worker::InferRequest> {
     let mut message = tonic::Request::new(convert::request_to(request, context));
@@ -212,7 +179,7 @@ impl Client for RemoteMember {
     }
 
     fn is_reachable(&self) -> bool {
-        self.reach.reachable.load(Relaxed)
+        self.reach.line.is_reachable()
     }
 
     fn infer<'a>(&'a self, request: &'a Request, context: &'a Context) -> BoxFuture<'a, Result<Reply>> {

@@ -4,11 +4,18 @@
 //! `--set limits.max_inflight=100` the flag. Unknown or bad values fail the start with key, value and what was
 //! expected; nothing falls back to a default silently.
 
+mod layers;
+mod mistake;
+
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_path_to_error::Segment;
 use toml::{Table, Value};
+
+use self::layers::Layers;
+pub use self::mistake::{Mistake, Objection, Origin};
 
 /// Variables that belong to a tool beside the server, not to its configuration.
 const NOT_OURS: [&str; 10] = [
@@ -35,71 +42,121 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
-    /// The file is not TOML.
-    #[error("{path}: {message}")]
-    Syntax {
-        /// Which file.
-        path: PathBuf,
-        /// The parser's message, with line and column.
-        message: String,
-    },
-    /// A key is unknown, or its value is not what it must be.
-    #[error("{key}: {message} (from {origin})")]
-    Value {
-        /// The key, dotted.
-        key: String,
-        /// What is wrong with it.
-        message: String,
-        /// Where it was set.
-        origin: String,
-    },
-    /// Keys that do not go together.
-    #[error("{0}")]
-    Combination(String),
+    /// All that is wrong with it.
+    #[error("{}", lines(.0))]
+    Mistakes(Vec<Mistake>),
 }
 
-/// Reads `T` from file, environment and flags, each over the one before.
-pub fn read<T: DeserializeOwned>(
+impl Error {
+    fn mistakes(mut mistakes: Vec<Mistake>) -> Self {
+        mistakes.sort();
+        Self::Mistakes(mistakes)
+    }
+}
+
+fn lines(mistakes: &[Mistake]) -> String {
+    if let [only] = mistakes {
+        return only.to_string();
+    }
+    let lines: String = mistakes.iter().map(|mistake| format!("\n  {mistake}")).collect();
+    format!("{} mistakes in the configuration:{lines}", mistakes.len())
+}
+
+/// Reads `T` from file, environment and flags, each over the one before. `check` says what does not make sense although
+/// it is of the right kind.
+///
+/// # Errors
+/// If the file cannot be read, or with every mistake that there is.
+pub fn read<T: DeserializeOwned + Serialize + Default>(
     file: Option<&Path>,
     environment: impl IntoIterator<Item = (String, String)>,
     flags: &[(String, String)],
+    check: impl FnOnce(&T) -> Vec<Objection>,
 ) -> Result<T, Error> {
-    let mut layers: Vec<(String, String)> = Vec::new();
-    let mut table = match file {
-        None => Table::new(),
-        Some(path) => {
-            let text = std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
-            toml::from_str(&text)
-                .map_err(|error| Error::Syntax { path: path.to_owned(), message: error.to_string() })?
-        }
-    };
+    let mut layers = file.map_or_else(|| Ok(Layers::default()), Layers::of_file)?;
     let mut variables: Vec<_> = environment.into_iter().collect();
     variables.sort();
     for (name, value) in variables {
         if let Some(key) = name.strip_prefix("SENSORIUM_")
             && !NOT_OURS.contains(&name.as_str())
         {
-            let key = key.to_lowercase().replace("__", ".");
-            put(&mut table, &key, &value, &name)?;
-            layers.push((key, name));
+            layers.put(&key.to_lowercase().replace("__", "."), &value, Origin::Variable(name.clone()));
         }
     }
     for (key, value) in flags {
-        put(&mut table, key, value, "the command line")?;
-        layers.push((key.clone(), "the command line".to_owned()));
+        layers.put(key, value, Origin::Flag);
     }
-    let given = Value::Table(table);
-    serde_path_to_error::deserialize(given.clone()).map_err(|error| {
-        let key = error.path().to_string();
-        let mut message = error.inner().message().to_owned();
-        let value = key.split('.').try_fold(&given, |at, part| at.get(part));
-        if let Some(value) = value.filter(|value| !value.is_table()) {
-            message = format!("{value}: {message}");
+    let mut mistakes = std::mem::take(&mut layers.mistakes);
+    let (parsed, wrong) = parse::<T>(&layers, &mut mistakes);
+    if let Some(parsed) = &parsed {
+        // a value that was left out because it is wrong is at odds with nothing
+        let stands = |key: &String| !wrong.iter().any(|wrong| key.starts_with(wrong.as_str()));
+        let objections = check(parsed).into_iter().filter(|objection| objection.keys.iter().all(stands));
+        mistakes.extend(objections.map(|Objection { keys, message }| {
+            let key = keys.into_iter().next().unwrap_or_default();
+            let value = layers.get(&key).map_or(String::new(), |value| mistake::shown(&key, value));
+            Mistake { origin: layers.origin(&key), key, value, message }
+        }));
+    }
+    match parsed {
+        Some(parsed) if mistakes.is_empty() => Ok(parsed),
+        _ => Err(Error::mistakes(mistakes)),
+    }
+}
+
+/// What the table says, without the keys that say nothing: those are named, and returned.
+fn parse<T: DeserializeOwned + Serialize + Default>(
+    layers: &Layers,
+    mistakes: &mut Vec<Mistake>,
+) -> (Option<T>, Vec<String>) {
+    let defaults = Table::try_from(T::default()).unwrap_or_default();
+    let known = mistake::keys(&defaults);
+    let mut table = layers.table.clone();
+    let mut wrong: Vec<String> = Vec::new();
+    loop {
+        let error = match serde_path_to_error::deserialize::<_, T>(Value::Table(table.clone())) {
+            Ok(parsed) => return (Some(parsed), wrong),
+            Err(error) => error,
+        };
+        let keys = error.path().iter().map_while(|segment| match segment {
+            Segment::Map { key } => Some(key.clone()),
+            _ => None,
+        });
+        let (mut path, message) = (keys.collect::<Vec<_>>(), error.inner().message().to_owned());
+        let unknown = mistake::unknown(&message);
+        if let Some((field, _)) = &unknown
+            && path.last() != Some(field)
+        {
+            path.push(field.clone());
         }
-        let origin = layers.iter().rev().find(|(set, _)| set.starts_with(&key) || message.contains(set.as_str()));
-        let file = || file.map_or_else(|| "the defaults".to_owned(), |path| path.display().to_string());
-        Error::Value { key, message, origin: origin.map_or_else(file, |(_, origin)| origin.clone()) }
-    })
+        let key = path.join(".");
+        let section = || path[..path.len().saturating_sub(1)].join(".");
+        let message = match &unknown {
+            Some((field, siblings)) => mistake::instead(&section(), field, siblings, &known),
+            None => mistake::expected(&message),
+        };
+        // a field that is missing because it was wrong has been named
+        let named = wrong.iter().any(|wrong| wrong.rsplit_once('.').is_some_and(|(section, _)| section == key));
+        if !named {
+            let value = layers.get(&key).map_or(String::new(), |value| mistake::shown(&key, value));
+            mistakes.push(Mistake { origin: layers.origin(&key), key: key.clone(), value, message });
+        }
+        if !remove(&mut table, &path) {
+            return (None, wrong);
+        }
+        wrong.push(key);
+    }
+}
+
+fn remove(table: &mut Table, path: &[String]) -> bool {
+    match path {
+        [] => false,
+        [last] => table.remove(last).is_some(),
+        [first, rest @ ..] => match table.get_mut(first) {
+            Some(Value::Table(below)) => remove(below, rest),
+            _ => false,
+        },
+    }
 }
 
 /// A list of strings, or one string with commas: an environment variable holds no list.
@@ -108,7 +165,7 @@ pub fn read<T: DeserializeOwned>(
 /// If it is neither.
 pub fn list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
     #[derive(Deserialize)]
-    #[serde(untagged, expecting = "a list of strings, or one string with commas")]
+    #[serde(untagged, expecting = "expected a list of strings, or one string with commas")]
     enum OneOrMany {
         One(String),
         Many(Vec<String>),
@@ -121,55 +178,44 @@ pub fn list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D
     })
 }
 
-/// A value as TOML would read it; what is not TOML is a string.
-fn parse(text: &str) -> Value {
-    toml::from_str::<Table>(&format!("value = {text}"))
-        .ok()
-        .and_then(|mut table| table.remove("value"))
-        .unwrap_or_else(|| Value::String(text.to_owned()))
-}
-
-fn put(table: &mut Table, key: &str, value: &str, origin: &str) -> Result<(), Error> {
-    let mut parts: Vec<&str> = key.split('.').collect();
-    let last = parts.pop().unwrap_or(key);
-    let mut at = table;
-    for part in parts {
-        let entry = at.entry(part).or_insert_with(|| Value::Table(Table::new()));
-        at = match entry {
-            Value::Table(table) => table,
-            other => {
-                let message = format!("'{part}' is {other}, expected a section");
-                return Err(Error::Value { key: key.to_owned(), message, origin: origin.to_owned() });
-            }
-        };
-    }
-    at.insert(last.to_owned(), parse(value));
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
-    use serde::Deserialize;
-
     use super::*;
 
-    #[derive(Debug, Deserialize, PartialEq)]
+    #[derive(Debug, Serialize, Deserialize, PartialEq)]
     #[serde(deny_unknown_fields, default)]
     struct Config {
         name: String,
+        #[serde(deserialize_with = "list")]
+        urls: Vec<String>,
         limits: Limits,
+        pair: Pair,
     }
 
-    #[derive(Debug, Deserialize, PartialEq, Default)]
+    #[derive(Debug, Serialize, Deserialize, PartialEq, Default)]
     #[serde(deny_unknown_fields, default)]
     struct Limits {
         max_inflight: u32,
+        floor: u32,
+    }
+
+    #[derive(Debug, Serialize, Deserialize, PartialEq, Default)]
+    #[serde(deny_unknown_fields)]
+    struct Pair {
+        low: f64,
+        high: f64,
     }
 
     impl Default for Config {
         fn default() -> Self {
-            Self { name: "n".into(), limits: Limits::default() }
+            Self { name: "n".into(), urls: Vec::new(), limits: Limits::default(), pair: Pair::default() }
         }
+    }
+
+    fn check(config: &Config) -> Vec<Objection> {
+        let low =
+            Objection::new("limits.floor", "expected no more than limits.max_inflight").beside("limits.max_inflight");
+        if config.limits.floor > config.limits.max_inflight { vec![low] } else { Vec::new() }
     }
 
     fn with(file: &str, environment: &[(&str, &str)], flags: &[(&str, &str)]) -> Result<Config, Error> {
@@ -179,7 +225,20 @@ mod tests {
         let own = |pairs: &[(&str, &str)]| -> Vec<(String, String)> {
             pairs.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect()
         };
-        read(Some(&path), own(environment), &own(flags))
+        read(Some(&path), own(environment), &own(flags), check)
+    }
+
+    /// Key, value and message of each, and the line or name of where it was set.
+    fn mistakes(file: &str, environment: &[(&str, &str)], flags: &[(&str, &str)]) -> Vec<[String; 4]> {
+        let Err(Error::Mistakes(mistakes)) = with(file, environment, flags) else { panic!("no mistakes in {file}") };
+        let cells = mistakes.into_iter().map(|Mistake { origin, key, value, message }| {
+            let origin = match origin {
+                Origin::File(_, line) => format!("line {}", line.unwrap_or(0)),
+                other => other.to_string(),
+            };
+            [key, value, message, origin]
+        });
+        cells.collect()
     }
 
     #[test]
@@ -193,12 +252,50 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_are_named_with_their_origin() {
-        let unknown = with("[limits]\nmax_inflght = 1", &[], &[]).unwrap_err().to_string();
-        assert!(unknown.contains("max_inflght") && unknown.contains("sensorium.toml"), "{unknown}");
-        let mistyped = with("", &[("SENSORIUM_LIMITS__MAX_INFLIGHT", "many")], &[]).unwrap_err().to_string();
-        assert!(mistyped.contains("limits.max_inflight") && mistyped.contains("SENSORIUM_LIMITS"), "{mistyped}");
-        assert!(with("limits = 3", &[], &[("limits.max_inflight", "3")]).is_err());
-        assert!(with("name = ", &[], &[]).is_err());
+    fn every_mistake_is_named_with_key_value_expectation_and_origin() {
+        let file = "nam = 'x'\nurls = 7\nmax_inflight = 3\n[limits]\nmax_inflght = 1\nfloor = -2\n[pair]\nlow = 'l'\nhigh = 1.0\n";
+        let found = mistakes(file, &[("SENSORIUM_LIMITS__MAX_INFLIGHT", "many")], &[("name", "[1]")]);
+        let cells =
+            |key: &str, value: &str, message: &str, origin: &str| [key, value, message, origin].map(str::to_owned);
+        let number = "expected a whole number from 0 to 4294967295";
+        let expected = [
+            cells("nam", "\"x\"", "is no key, did you mean name?", "line 1"),
+            cells("urls", "7", "expected a list of strings, or one string with commas", "line 2"),
+            cells("max_inflight", "3", "is no key, did you mean limits.max_inflight?", "line 3"),
+            cells("limits.max_inflght", "1", "is no key, did you mean limits.max_inflight?", "line 5"),
+            cells("limits.floor", "-2", number, "line 6"),
+            cells("pair.low", "\"l\"", "expected a number", "line 8"),
+            cells("limits.max_inflight", "\"many\"", number, "SENSORIUM_LIMITS__MAX_INFLIGHT"),
+            cells("name", "[1]", "expected a string", "the command line"),
+        ];
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn what_is_at_odds_is_named_unless_it_is_wrong_already() {
+        let found = mistakes("[limits]\nfloor = 5\nmax_inflight = 2", &[], &[]);
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0][..2], ["limits.floor".to_owned(), "5".to_owned()]);
+        assert_eq!(found[0][3], "line 2");
+        let found = mistakes("[limits]\nfloor = 5\nmax_inflight = 'two'", &[], &[]);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert_eq!(found[0][0], "limits.max_inflight");
+    }
+
+    #[test]
+    fn a_section_that_is_none_and_a_field_that_is_missing() {
+        let found = mistakes("limits = 3\n[pair]\nlow = 1.0", &[], &[("limits.floor", "3")]);
+        let keys: Vec<&str> = found.iter().map(|cells| cells[0].as_str()).collect();
+        assert_eq!(keys, ["limits", "pair", "limits.floor"], "{found:?}");
+        assert!(found[1][2].contains("high"), "{found:?}");
+    }
+
+    #[test]
+    fn all_that_is_no_toml_is_named_by_its_line() {
+        let found = mistakes("name = \nurls = ['a']\n[limits\nfloor = 1\n", &[], &[]);
+        let lines: Vec<&str> = found.iter().map(|cells| cells[3].as_str()).collect();
+        assert!(lines.contains(&"line 1") && lines.contains(&"line 3"), "{found:?}");
+        let text = with("name = \n", &[], &[]).unwrap_err().to_string();
+        assert!(text.contains("sensorium.toml, line 1"), "{text}");
     }
 }

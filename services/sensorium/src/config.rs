@@ -214,8 +214,13 @@ pub struct Tls {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Plane {
-    /// HTTP/2 connections to each worker. Default: 2.
+    /// Workers of a model that a gateway calls, where there are more: each by about as many gateways as any other. More
+    /// spread load more evenly, and cost connections; see docs/SCALING.md. 0: all. Default: 64.
+    pub subset: usize,
+    /// HTTP/2 connections to each worker that is called. Default: 2.
     pub connections: usize,
+    /// Seconds after which connections to a worker that nobody calls are closed. Default: 60.
+    pub idle_seconds: u64,
     /// Milliseconds of silence after which a connection is asked whether it is alive. Default: 1000.
     pub keep_alive_ms: u64,
     /// Milliseconds after which one that does not answer is given up, and its requests go elsewhere. Default: 2000.
@@ -235,7 +240,9 @@ pub struct Plane {
 impl Default for Plane {
     fn default() -> Self {
         Self {
+            subset: 64,
             connections: 2,
+            idle_seconds: 60,
             keep_alive_ms: 1000,
             keep_alive_timeout_ms: 2000,
             certificate: None,
@@ -378,9 +385,7 @@ impl ConfigArgs {
             let quoted: Vec<String> = self.models.iter().map(|model| quoted(model)).collect();
             flags.push(("models".to_owned(), format!("[{}]", quoted.join(","))));
         }
-        let config: Config = config::read(self.config.as_deref(), std::env::vars(), &flags)?;
-        config.check().map_err(config::Error::Combination)?;
-        Ok(config)
+        config::read(self.config.as_deref(), std::env::vars(), &flags, Config::check)
     }
 }
 
@@ -392,7 +397,8 @@ fn quoted(text: &str) -> String {
 /// Verbs on configuration files.
 #[derive(Subcommand)]
 pub enum ConfigVerb {
-    /// Says whether a file is a valid configuration, and names what is wrong.
+    /// Says whether a file is a valid configuration, and names each mistake. Files that it names are not looked for, as
+    /// they may be another host's.
     Check {
         /// The file.
         file: PathBuf,
@@ -405,10 +411,12 @@ pub enum ConfigVerb {
 #[allow(clippy::print_stdout, clippy::print_stderr)]
 pub fn run(verb: &ConfigVerb) -> anyhow::Result<ExitCode> {
     match verb {
-        ConfigVerb::Check { file } => match config::read::<Config>(Some(file), std::iter::empty(), &[])
-            .and_then(|config| config.check().map_err(config::Error::Combination))
-        {
-            Ok(()) => println!("{}: ok", file.display()),
+        ConfigVerb::Check { file } => match config::read(Some(file), std::iter::empty(), &[], Config::check) {
+            Ok(_) => println!("{}: ok", file.display()),
+            Err(config::Error::Mistakes(mistakes)) => {
+                mistakes.iter().for_each(|mistake| eprintln!("{mistake}"));
+                return Ok(ExitCode::from(1));
+            }
             Err(error) => {
                 eprintln!("{error}");
                 return Ok(ExitCode::from(1));

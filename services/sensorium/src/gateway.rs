@@ -20,7 +20,7 @@ use crate::tls;
 pub async fn run(args: ConfigArgs) -> anyhow::Result<ExitCode> {
     let config = args.read()?;
     let mut shutdown = Shutdown::listen()?;
-    let membership = node::membership(&config)?;
+    let membership = node::membership(&config, Role::Gateway)?;
     let telemetry = telemetry::init()?;
     sensorium_actors::metrics::describe();
     let grpc = server::bind(config.grpc).await?;
@@ -56,6 +56,7 @@ fn remote(config: &Config, membership: &Membership) -> anyhow::Result<Make> {
     let plane = &config.plane;
     let dial = Dial {
         connections: plane.connections,
+        idle: Duration::from_secs(plane.idle_seconds),
         keep_alive: Duration::from_millis(plane.keep_alive_ms),
         keep_alive_timeout: Duration::from_millis(plane.keep_alive_timeout_ms),
         tls: tls::plane(config)?,

@@ -47,11 +47,10 @@ fn pair<'a>(
     }
 }
 
-/// The register in etcd.
-pub fn membership(config: &Config) -> anyhow::Result<Membership> {
+/// The register in etcd. A worker has no need to know the others.
+pub fn membership(config: &Config, role: Role) -> anyhow::Result<Membership> {
     let register = &config.register;
     anyhow::ensure!(!config.etcd.is_empty(), "etcd: empty, expected the URL of etcd (--etcd http://127.0.0.1:2379)");
-    anyhow::ensure!(register.lease_seconds > 0, "register.lease_seconds: 0, expected at least 1");
     let tls = register
         .ca
         .clone()
@@ -61,13 +60,17 @@ pub fn membership(config: &Config) -> anyhow::Result<Membership> {
     }
     let credentials = (!register.user.is_empty())
         .then(|| Credentials { user: register.user.clone(), password: register.password.clone() });
-    Ok(Membership::etcd(Etcd {
+    let etcd = Etcd {
         endpoints: config.etcd.clone(),
         prefix: format!("/{}", register.cluster),
         lease: Duration::from_secs(register.lease_seconds),
         credentials,
         tls,
-    }))
+    };
+    Ok(match role {
+        Role::Gateway => Membership::etcd(etcd),
+        Role::Worker => Membership::etcd_unwatched(etcd),
+    })
 }
 
 /// The name of a node: what was chosen, or host, role and port.
@@ -123,7 +126,8 @@ pub async fn door(
     };
     let admission = admission(config, membership);
     let cache = cache(config)?;
-    let options = route::Options { name: name.to_owned(), zone: config.zone.clone(), cache };
+    let (zone, subset) = (config.zone.clone(), config.plane.subset);
+    let options = route::Options { name: name.to_owned(), zone, cache, subset };
     let router = Router::start(options, membership, connect, admission, Bus::embedded(), tree.clone()).await?;
     let labels = {
         let fleet = fleet.clone();

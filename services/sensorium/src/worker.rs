@@ -31,7 +31,7 @@ pub async fn run(args: ConfigArgs) -> anyhow::Result<ExitCode> {
     }
     let config = args.read()?;
     let mut shutdown = Shutdown::listen()?;
-    let membership = node::membership(&config)?;
+    let membership = node::membership(&config, Role::Worker)?;
     let telemetry = telemetry::init()?;
     sensorium_actors::metrics::describe();
     let listener = server::bind(config.listen).await?;

@@ -90,3 +90,16 @@ async fn workers_may_be_rolled_while_etcd_is_away() {
     load.recovered("etcd's return");
     none_failed(load).await;
 }
+
+/// etcd closes connections that ask it too often whether it is there.
+#[tokio::test]
+async fn a_view_is_kept_while_nothing_happens() {
+    let cluster = cluster(1, 1).await;
+    tokio::time::sleep(Duration::from_secs(25)).await;
+    for node in [&cluster.gateways[0], &cluster.workers[0]] {
+        let log = node.process.log();
+        let lost = log.lines().filter(|line| line.contains("out of reach") || line.contains("not registered")).count();
+        // a busy machine may miss an answer; refusals would come every few seconds
+        assert!(lost <= 1, "{}: {log}", node.name);
+    }
+}

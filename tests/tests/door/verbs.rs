@@ -35,8 +35,42 @@ async fn a_configuration_is_checked() {
             assert!(errors.contains(word), "'{word}' in {errors}");
         }
     }
-    let (code, _, errors) = Server::verb(&["serve", "--set", "limits.max_inflght=3"]).await;
-    assert!(code.is_some_and(|code| code != 0) && errors.contains("max_inflght"), "{code:?} {errors}");
+}
+
+#[tokio::test]
+async fn each_mistake_of_a_configuration_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("sensorium.toml");
+    let path = file.to_str().unwrap();
+    let text = "capacity = 0\nzon = 'a'\n[limits]\nmax_inflight = 'many'\n[register]\ncertificate = 'c.pem'\n\
+                ca = 'ca.pem'\nlease_seconds = 0\n[plane]\nconnections = 0\n";
+    std::fs::write(&file, text).unwrap();
+    let (code, _, errors) = Server::verb(&["config", "check", path]).await;
+    assert_eq!(code, Some(1));
+    let lines: Vec<&str> = errors.lines().collect();
+    let expected = [
+        ["capacity: 0, ", "at least 1", "line 1"],
+        ["zon: \"a\", ", "did you mean zone?", "line 2"],
+        ["limits.max_inflight: \"many\", ", "expected a whole number", "line 4"],
+        ["register.certificate: \"c.pem\", ", "register.key", "line 6"],
+        ["register.lease_seconds: 0, ", "at least 1", "line 8"],
+        ["plane.connections: 0, ", "at least 1", "line 10"],
+    ];
+    assert_eq!(lines.len(), expected.len(), "{errors}");
+    for (line, words) in lines.iter().zip(expected) {
+        assert!(line.starts_with(words[0]), "'{}' in {line}", words[0]);
+        assert!(words.iter().all(|word| line.contains(word)), "{words:?} in {line}");
+    }
+    // whoever starts with it is told the same, and of flags and variables as well
+    for role in ["serve", "gateway", "worker"] {
+        let (code, _, errors) = Server::verb(&[role, "--config", path, "--set", "limits.max_parts=0"]).await;
+        assert_eq!(code, Some(1), "{role}: {errors}");
+        let named = lines.iter().all(|line| errors.contains(line));
+        assert!(
+            named && errors.contains("limits.max_parts: 0, expected at least 1 (from the command line)"),
+            "{errors}"
+        );
+    }
 }
 
 #[tokio::test]

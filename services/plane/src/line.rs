@@ -1,0 +1,216 @@
+//! The connections to one worker: made when it is called, watched while they are there, and closed when nobody has called
+//! it for a while. A gateway that knows a thousand workers and calls sixty keeps the connections of sixty.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use sensorium_cluster::membership::Link;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tonic::transport::Channel;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
+
+use crate::remote::Dial;
+
+/// How often a worker that is suspected is asked whether it is there, and how long it may take to say so.
+const PROBE: Duration = Duration::from_millis(250);
+const PROBE_ANSWER: Duration = Duration::from_secs(1);
+
+/// Makes a connection that is not dialed before it is used.
+pub(crate) type Dialer = Box<dyn Fn() -> Channel + Send + Sync>;
+
+/// See the module.
+pub(crate) struct Line {
+    dialer: Dialer,
+    connections: usize,
+    idle: Duration,
+    link: watch::Receiver<Link>,
+    open: Mutex<Option<Vec<Channel>>>,
+    next: AtomicUsize,
+    born: Instant,
+    /// When it was last called, in milliseconds after `born`.
+    used: AtomicU64,
+    reachable: AtomicBool,
+}
+
+impl Line {
+    /// A line that is not open yet. `reachable` is what is known of the worker beforehand.
+    pub(crate) fn new(dialer: Dialer, reachable: bool, dial: &Dial, link: watch::Receiver<Link>) -> Arc<Self> {
+        Arc::new(Self {
+            dialer,
+            connections: dial.connections.max(1),
+            idle: dial.idle,
+            link,
+            open: Mutex::new(None),
+            next: AtomicUsize::new(0),
+            born: Instant::now(),
+            used: AtomicU64::new(0),
+            reachable: AtomicBool::new(reachable),
+        })
+    }
+
+    /// A connection for a call: they take turns.
+    pub(crate) fn channel(self: &Arc<Self>) -> Channel {
+        let turn = self.next.fetch_add(1, Relaxed) % self.connections;
+        let mut open = self.open.lock();
+        self.used.store(self.now(), Relaxed);
+        if let Some(channels) = open.as_ref() {
+            return channels[turn].clone();
+        }
+        let channels: Vec<Channel> = (0..self.connections).map(|_| (self.dialer)()).collect();
+        tokio::spawn(watch_over(Arc::downgrade(self), channels[0].clone()));
+        open.insert(channels)[turn].clone()
+    }
+
+    /// Whether the worker can be reached, as its calls have told.
+    pub(crate) fn is_reachable(&self) -> bool {
+        self.reachable.load(Relaxed)
+    }
+
+    /// A call could not reach it. Returns whether that is news.
+    pub(crate) fn suspect(&self) -> bool {
+        self.reachable.swap(false, Relaxed)
+    }
+
+    /// Closes the connections if nobody has called for a while; a call that runs keeps its own until it ends. One that
+    /// is suspected is watched until it is back.
+    fn close_if_idle(&self) -> bool {
+        let mut open = self.open.lock();
+        let since = Duration::from_millis(self.now().saturating_sub(self.used.load(Relaxed)));
+        let idle = since >= self.idle && self.is_reachable();
+        if idle {
+            *open = None;
+        }
+        idle
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+/// Asks a worker whether it is there, while it is suspected or the register is out of reach. Ends with the connections.
+async fn watch_over(line: Weak<Line>, channel: Channel) {
+    let mut health = HealthClient::new(channel);
+    let mut missed = 0;
+    loop {
+        tokio::time::sleep(PROBE).await;
+        let Some(line) = line.upgrade() else { return };
+        if line.close_if_idle() {
+            return;
+        }
+        if line.is_reachable() && *line.link.borrow() == Link::Current {
+            missed = 0;
+            continue;
+        }
+        let answer = health.check(HealthCheckRequest { service: String::new() });
+        // whatever it answers, it is there
+        let there = match tokio::time::timeout(PROBE_ANSWER, answer).await {
+            Ok(Ok(_)) => true,
+            Ok(Err(status)) => status.code() != tonic::Code::Unavailable,
+            Err(_) => false,
+        };
+        missed = if there { 0 } else { missed + 1 };
+        if there {
+            line.reachable.store(true, Relaxed);
+        } else if missed >= 2 {
+            line.reachable.store(false, Relaxed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use tokio::net::TcpListener;
+    use tonic::transport::{Endpoint, Server};
+    use tonic_health::ServingStatus;
+    use tonic_health::server::HealthReporter;
+
+    use super::*;
+
+    /// A server that says how many connections it has been given.
+    async fn server() -> (SocketAddr, Arc<AtomicUsize>, HealthReporter) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let accepted = Arc::new(AtomicUsize::new(0));
+        let count = accepted.clone();
+        let incoming = futures::stream::unfold(listener, move |listener| {
+            let count = count.clone();
+            async move {
+                let (stream, _) = listener.accept().await.ok()?;
+                count.fetch_add(1, Relaxed);
+                Some((Ok::<_, std::io::Error>(stream), listener))
+            }
+        });
+        let (reporter, health) = tonic_health::server::health_reporter();
+        tokio::spawn(Server::builder().add_service(health).serve_with_incoming(incoming));
+        (address, accepted, reporter)
+    }
+
+    fn line(address: SocketAddr, idle: Duration) -> Arc<Line> {
+        let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
+        let (told, link) = watch::channel(Link::Current);
+        drop(told);
+        Line::new(Box::new(move || endpoint.connect_lazy()), true, &Dial { idle, ..Dial::default() }, link)
+    }
+
+    async fn call(line: &Arc<Line>) {
+        let answer = HealthClient::new(line.channel()).check(HealthCheckRequest { service: String::new() }).await;
+        answer.unwrap();
+    }
+
+    async fn closed(line: &Line) {
+        let closed = async {
+            while line.open.lock().is_some() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), closed).await.expect("closed after a while without calls");
+    }
+
+    #[tokio::test]
+    async fn connections_are_made_by_calls_and_closed_when_there_are_none() {
+        let (address, accepted, _) = server().await;
+        let line = line(address, Duration::from_millis(100));
+        assert!(line.open.lock().is_none() && accepted.load(Relaxed) == 0, "nobody has called yet");
+        for _ in 0..10 {
+            call(&line).await;
+        }
+        assert_eq!(accepted.load(Relaxed), 2, "calls take turns on the connections there are");
+        closed(&line).await;
+        call(&line).await;
+        assert_eq!(accepted.load(Relaxed), 3, "and made again by the next");
+    }
+
+    #[tokio::test]
+    async fn a_stream_outlives_the_line() {
+        let (address, _, reporter) = server().await;
+        let line = line(address, Duration::from_millis(50));
+        let request = HealthCheckRequest { service: String::new() };
+        let mut stream = HealthClient::new(line.channel()).watch(request).await.unwrap().into_inner();
+        stream.message().await.unwrap().unwrap();
+        closed(&line).await;
+        reporter.set_service_status("", ServingStatus::NotServing).await;
+        let told = stream.message().await.unwrap().unwrap();
+        assert_eq!(told.status(), tonic_health::pb::health_check_response::ServingStatus::NotServing);
+    }
+
+    #[tokio::test]
+    async fn a_worker_that_is_suspected_is_watched_until_it_is_back() {
+        let (address, ..) = server().await;
+        let line = line(address, Duration::ZERO);
+        drop(line.channel());
+        assert!(line.suspect() && !line.is_reachable());
+        let back = async {
+            while !line.is_reachable() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), back).await.expect("it answers");
+    }
+}
