@@ -168,7 +168,7 @@ fn simulate(view: &View, size: usize, turns: usize, share: impl Fn(usize) -> f64
         let called = Subset::new(&gateway.node, &gateway.zone, size, view).of("m", workers.clone());
         let candidate = |worker: &&Registration| {
             let candidate = Candidate::new(worker, "m", Arc::new(Nobody(worker.node.clone())), None);
-            candidate.seen.answered(Duration::from_millis(10), 1.0);
+            candidate.seen.answered(Duration::from_millis(10), 1.0, 0.0);
             Arc::new(candidate)
         };
         Table::new(called.iter().map(candidate).collect())
