@@ -133,6 +133,11 @@ impl Nats {
                 .map_err(|error| Error::Setup(format!("nats: {error}, expected nats://HOST:PORT or tls://HOST:PORT")))
         });
         let servers = servers.collect::<Result<Vec<async_nats::ServerAddr>>>()?;
+        // the client reads neither from the URL
+        if let Some(server) = servers.iter().find(|server| server.has_user_pass()) {
+            let (user, password) = (server.username().unwrap_or_default(), server.password().unwrap_or_default());
+            connect = connect.user_and_password(user.to_owned(), password.to_owned());
+        }
         let client = connect.connect(servers).await.map_err(|error| Error::Setup(format!("nats: {error}")))?;
         let mut context = jetstream::new(client.clone());
         context.set_timeout(ANSWER);
