@@ -6,7 +6,7 @@ use tokio::task::JoinSet;
 
 use crate::error::Result;
 use crate::record::{Mode, Record, Report, Window};
-use crate::work::{Client, Work, first_number};
+use crate::work::{CALLER, Client, Work, first_number};
 
 /// How many callers, and how long.
 #[derive(Clone, Copy, Debug)]
@@ -37,7 +37,7 @@ pub async fn run(target: &str, work: &Work, load: Load) -> Result<Report> {
     for (connection, client) in clients.into_iter().enumerate() {
         for stream in 0..load.streams {
             let caller = (connection * load.streams + stream) as u64;
-            callers.spawn(call(client.clone(), work.clone(), window, first + (caller << 28)));
+            callers.spawn(call(client.clone(), work.clone(), window, first + (caller << CALLER)));
         }
     }
     let mut all = Record::default();

@@ -264,7 +264,9 @@ mod tests {
         all[2].seen.refuses();
         let last = table.pick("m", &wish("", &tried), &mut rng()).unwrap();
         assert_eq!(last.client.name(), "a", "rather an ejected one than none");
-        let tried = ["a".to_owned(), "b".to_owned()];
+        let tried = ["a".to_owned(), "b".to_owned(), "c".to_owned()];
+        let last = table.pick("m", &wish("", &tried[..2]), &mut rng()).unwrap();
+        assert_eq!(last.client.name(), "c", "rather one that has refused than none");
         assert_eq!(table.pick("m", &wish("", &tried), &mut rng()).err().unwrap().code(), "unavailable");
         tokio::time::advance(Duration::from_secs(31)).await;
         assert!(!all[0].seen.is_ejected());

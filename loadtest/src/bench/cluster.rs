@@ -1,8 +1,10 @@
 //! The rows that need a cluster: gateways and workers as processes of their own, beside a real etcd, NATS and Redis.
 
+use std::cell::RefCell;
+
 use super::Options;
-use super::row::{Goal, Row};
-use super::rows::{finish, interleave, latency, load, rate};
+use super::row::{Goal, Row, median};
+use super::rows::{fill, finish, interleave, latency, load, rate};
 use crate::cluster::{Cluster, Node, Outside, sees};
 use crate::echo::Echo;
 use crate::error::{Error, Result};
@@ -111,6 +113,8 @@ async fn added_latency(options: &Options, outside: &Outside, row: Row) -> Result
     let worker = cluster.worker("worker", "identity", None).await?;
     let gateway = gateway(&cluster, "gateway", &[], &[&worker]).await?;
     let half = load(options, &gateway.target(), &Work::Identity, 4, 16).await?.requests_per_s / 2.0;
+    // of baseline and ours by turns
+    let p50 = RefCell::new(Vec::new());
     let p99 = async |target: &str, work: &Work| -> Result<f64> {
         let load = open::Load {
             connections: 4,
@@ -125,13 +129,18 @@ async fn added_latency(options: &Options, outside: &Outside, row: Row) -> Result
         if !report.errors.is_empty() {
             return Err(Error::Child(format!("{}: failed: {:?}", report.work, report.errors)));
         }
+        p50.borrow_mut().push(latency(&report, |latency| latency.p50)?);
         latency(&report, |latency| latency.p99)
     };
     let (direct, through) = (worker.target(), gateway.target());
     let rounds =
         interleave(options, async || p99(&direct, &Work::Direct).await, async || p99(&through, &Work::Identity).await);
     let row = match rounds.await {
-        Ok(rounds) => row.added(rounds).note(format!("both at {half:.0} requests/s, half of what the gateway can do")),
+        Ok(rounds) => {
+            let added = median(p50.borrow().chunks_exact(2).map(|turn| turn[1] - turn[0])).unwrap_or_default();
+            row.added(rounds)
+                .note(format!("both at {half:.0} requests/s, half of what the gateway can do; {added:+.2} ms at p50"))
+        }
         Err(error) => row.note(format!("not measured: {error}")),
     };
     leave([gateway, worker]).await?;
@@ -143,12 +152,14 @@ async fn hit_in_redis(options: &Options, outside: &Outside, row: Row) -> Result<
     let worker = cluster.worker("worker", "minilm", None).await?;
     let gateway = gateway(&cluster, "gateway", &[("cache.near_bytes", "0")], &[&worker]).await?;
     let target = gateway.target();
+    let again = Work::MinilmAgain(23, TEXTS);
+    fill(&target, &again).await?;
     let row = finish(
         row,
         interleave(
             options,
             async || rate(options, &target, &Work::Minilm(23), 4, 16).await,
-            async || rate(options, &target, &Work::MinilmAgain(23, TEXTS), 4, 16).await,
+            async || rate(options, &target, &again, 4, 16).await,
         )
         .await,
     );

@@ -19,6 +19,9 @@ use tonic::transport::{Channel, Endpoint};
 
 use crate::error::{Error, Result};
 
+/// Bits of a request's number below those of its caller.
+pub const CALLER: u32 = 28;
+
 /// The number of a run's first request. No two runs of a process ask the same, or a cache would answer the second.
 pub fn first_number() -> u64 {
     static RUNS: AtomicU64 = AtomicU64::new(1);
@@ -111,7 +114,9 @@ impl Work {
             Self::Identity => identity(),
             Self::Minilm(tokens) => bytes_of("minilm", "text", text::of(*tokens, number).into()),
             Self::MinilmAgain(tokens, texts) => {
-                bytes_of("minilm", "text", text::of(*tokens, number % (*texts).max(1)).into())
+                // callers begin at different texts, or all would ask for the same one at a time
+                let which = number.wrapping_add(number >> CALLER) % (*texts).max(1);
+                bytes_of("minilm", "text", text::of(*tokens, which).into())
             }
             Self::Direct => return direct(client).await,
             Self::MinilmMixed => bytes_of("minilm", "text", text::of(text::mixed_length(number), number).into()),
@@ -225,7 +230,6 @@ mod tests {
     fn no_two_runs_ask_the_same() {
         let (first, second) = (first_number(), first_number());
         assert_ne!(text::of(23, first), text::of(23, second));
-        assert_eq!(first % 256, second % 256, "but what is asked again and again is the same");
     }
 
     #[test]
