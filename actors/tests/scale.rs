@@ -10,13 +10,17 @@ use std::time::{Duration, Instant};
 use futures::future::BoxFuture;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
+use sensorium_actors::admission::{self, Admission};
 use sensorium_actors::error::{Error, Result};
 use sensorium_actors::request::{Context, Reply, ReplyStream, Request};
 use sensorium_actors::route::candidate::Candidate;
 use sensorium_actors::route::client::Client;
 use sensorium_actors::route::subset::Subset;
 use sensorium_actors::route::table::{Table, Wish};
-use sensorium_cluster::membership::{Held, Registration, Role, View};
+use sensorium_actors::route::{Options, Router};
+use sensorium_actors::supervision::tree::Tree;
+use sensorium_cluster::bus::Bus;
+use sensorium_cluster::membership::{Held, Lease, Membership, Registration, Role, View};
 
 const WORKERS: usize = 1000;
 const GATEWAYS: usize = 100;
@@ -240,4 +244,30 @@ async fn load_is_spread_as_evenly_as_with_all_workers() {
     }
     assert!(three.strangers < 0.1, "{} left their zone", three.strangers);
     assert!(lopsided.total < 2.0, "{} times the mean", lopsided.total);
+}
+
+#[tokio::test]
+async fn a_front_door_calls_its_subset_of_the_register() {
+    let membership = Membership::embedded();
+    let all = view(WORKERS, GATEWAYS, &[""]);
+    let mut leases: HashMap<&str, Lease> =
+        all.values().map(|node| (node.node.as_str(), membership.register(node.clone()))).collect();
+    let connect =
+        |registration: &Registration| -> Option<Arc<dyn Client>> { Some(Arc::new(Nobody(registration.node.clone()))) };
+    let options = Options { name: "gateway-007".to_owned(), zone: String::new(), cache: None, subset: SIZE };
+    let admission = Admission::new(admission::Options::bound(8));
+    let router = Router::start(options, &membership, Arc::new(connect), admission, Bus::embedded(), Tree::default())
+        .await
+        .unwrap();
+    let called = async || -> BTreeSet<String> {
+        router.refresh().await;
+        router.workers("m").into_iter().map(|seen| seen.worker).collect()
+    };
+    let before = called().await;
+    assert!((SIZE..=SIZE * 12 / 10).contains(&before.len()), "{}", before.len());
+    let gone = before.first().unwrap().clone();
+    drop(leases.remove(gone.as_str()));
+    let after = called().await;
+    assert!(!after.contains(&gone) && after.len() >= SIZE, "{}", after.len());
+    assert!(after.difference(&before).count() <= 2, "a window moves by a place");
 }
