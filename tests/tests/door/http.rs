@@ -39,7 +39,10 @@ async fn metrics_have_their_names_and_bounded_labels() {
         let labels = line.split_once('{').and_then(|(_, rest)| rest.split_once('}')).map_or("", |(labels, _)| labels);
         for label in labels.split(',').filter(|label| !label.is_empty()) {
             let name = label.split('=').next().unwrap();
-            let known = ["code", "kind", "le", "modality", "model", "reason", "version", "worker", "method"];
+            let known = [
+                "code", "kind", "le", "listener", "method", "modality", "model", "outcome", "reason", "version",
+                "worker",
+            ];
             assert!(known.contains(&name), "label {name} in {line}");
         }
     }
