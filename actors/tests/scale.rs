@@ -166,7 +166,9 @@ struct Load {
 fn simulate(view: &View, size: usize, turns: usize, share: impl Fn(usize) -> f64) -> Load {
     let workers = of_role(view, Role::Worker);
     let mut served: HashMap<String, (u64, AtomicU64)> = HashMap::new();
-    workers.iter().for_each(|worker| drop(served.insert(worker.node.clone(), (0, AtomicU64::new(0)))));
+    for worker in &workers {
+        served.insert(worker.node.clone(), (0, AtomicU64::new(0)));
+    }
     let gateways = of_role(view, Role::Gateway);
     let tables = gateways.iter().map(|gateway| {
         let called = Subset::new(&gateway.node, &gateway.zone, size, view).of("m", workers.clone());
@@ -228,7 +230,7 @@ async fn load_is_spread_as_evenly_as_with_all_workers() {
     };
     let even = |_: usize| 1.0;
     // some gateways are given more than others: one in ten three times as much
-    let uneven = |gateway: usize| if gateway % 10 == 0 { 3.0 } else { 1.0 };
+    let uneven = |gateway: usize| if gateway.is_multiple_of(10) { 3.0 } else { 1.0 };
     let (flat, zones) = (view(WORKERS, GATEWAYS, &[""]), view(WORKERS, GATEWAYS, &["a", "b", "c"]));
     let all = simulate(&flat, 0, 60_000, even);
     tell("all workers", &all);

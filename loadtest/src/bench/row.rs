@@ -242,7 +242,7 @@ mod tests {
         let rounds = [(1.0, 1.4), (1.0, 1.3), (2.0, 2.6)].map(|(baseline, ours)| Round { baseline, ours }).to_vec();
         let row = Row::against("identity", "direct", "ms", Goal::AtMost(0.5)).added(rounds);
         assert!((row.added.unwrap() - 0.4).abs() < 1e-9 && row.reached == Some(true) && row.ratio.is_none());
-        assert!(markdown(&[row.clone()]).contains("| +0.40 ms | ≤ 0.5 | yes |"));
+        assert!(markdown(std::slice::from_ref(&row)).contains("| +0.40 ms | ≤ 0.5 | yes |"));
         assert_eq!(row.missed().reached, Some(false));
     }
 

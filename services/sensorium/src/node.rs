@@ -296,10 +296,14 @@ const TASKS_END: Duration = Duration::from_secs(5);
 
 /// A door's way out: jobs are left to others, and what is inside is waited for.
 pub async fn drain_door(door: &Door, config: &Config, broken: bool) {
-    if let Some(intake) = &door.intake {
-        intake.drain(TASKS_END.min(Duration::from_secs(config.drain_seconds) / 2)).await;
-    }
-    drain(door.router.admission(), config, broken).await;
+    let patience = TASKS_END.min(Duration::from_secs(config.drain_seconds) / 2);
+    let jobs = async {
+        if let Some(intake) = &door.intake {
+            intake.drain(patience).await;
+        }
+    };
+    // side by side: requests are refused from now on, tasks are handed back in time for the end
+    tokio::join!(jobs, drain(door.router.admission(), config, broken));
 }
 
 /// Refuses all that comes from now on, and waits for what is inside, but not past the deadline.

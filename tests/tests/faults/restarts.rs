@@ -70,6 +70,10 @@ async fn the_tree_lists_everybody_and_subtrees() {
     let client = server.client().await;
     let expected = [
         ("sensorium-1-gateway", "front door"),
+        ("sensorium-1-gateway/jobs", "job intake"),
+        ("sensorium-1-gateway/jobs/audio", "queue"),
+        ("sensorium-1-gateway/jobs/image", "queue"),
+        ("sensorium-1-gateway/jobs/text", "queue"),
         ("sensorium-1-gateway/route/chaos", "route"),
         ("sensorium-1-gateway/route/identity", "route"),
         ("sensorium-1-worker", "worker"),
