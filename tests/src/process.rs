@@ -11,14 +11,14 @@ use tempfile::NamedTempFile;
 const STOP: Duration = Duration::from_secs(10);
 
 /// Runs a process, says its process id, and ends it when the pipe on its own input closes: however a test process
-/// ends, it leaves none behind.
+/// ends, it leaves none behind, not even one that it froze.
 const WRAPPER: &str = r#"
 exec 3<&0
 "$@" </dev/null >&2 3<&- &
 server=$!
 echo "$server"
 exec >&2
-{ cat <&3 >/dev/null; kill -TERM "$server"; } 2>/dev/null &
+{ cat <&3 >/dev/null; kill -TERM "$server"; kill -CONT "$server"; } 2>/dev/null &
 exec 3<&-
 wait "$server"
 "#;
