@@ -17,8 +17,8 @@ async fn fifty_cycles_leave_memory_flat() {
     let (_, failures) = load.stop().await;
     assert!(failures.is_empty(), "a neighbour noticed: {:?}", failures[0]);
     println!("resident MiB after each cycle: {resident:?}");
-    // the allocator opens an arena for a new device thread now and then, until it has as many as it wants
+    // the allocator opens an arena of some 22 MiB for a new device thread now and then, until it has as many as it wants
     let (early, late) = (resident[19], resident[49]);
-    assert!(late * 100 < early * 110, "{early} MiB after 20 cycles, {late} MiB after 50");
+    assert!(late < early + 60, "{early} MiB after 20 cycles, {late} MiB after 50");
     assert!(late < resident[0] + 150, "{} MiB after the first cycle, {late} MiB after 50", resident[0]);
 }
