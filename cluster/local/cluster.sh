@@ -9,6 +9,8 @@
 set -euo pipefail
 
 folder=${SENSORIUM_CLUSTER:-${SENSORIUM_CACHE:-$HOME/.cache/sensorium}/cluster}
+# it is ours: to a node it would be a key of its configuration
+unset SENSORIUM_CLUSTER
 # not the usual ports: Debian starts these packages by itself where there is systemd
 etcd=http://127.0.0.1:12379
 etcd_peer=http://127.0.0.1:12380
