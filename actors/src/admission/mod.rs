@@ -3,8 +3,8 @@
 //!
 //! Two gates stand one behind the other. At the door itself ([`Admission::enter`]) a request is one of at most
 //! `max_inflight`, and the quotas of its tenant hold. On its way to the workers of a model ([`Admission::slot`]) it is
-//! one of as many as that model bears at the moment ([`slots`]). Both refuse low priorities first, and then tenants
-//! that have more than their share ([`gate`]).
+//! one of as many as that model bears at the moment (`slots.rs`). Both refuse low priorities first, and then tenants
+//! that have more than their share (`gate.rs`).
 
 mod gate;
 mod limit;
@@ -35,7 +35,7 @@ const SOON: Duration = Duration::from_millis(100);
 pub struct Options {
     /// Requests inside at most.
     pub max_inflight: u32,
-    /// Of each model, the least that its limit shrinks to; see [`slots`].
+    /// Of each model, the least that its limit shrinks to; see `slots.rs`.
     pub min_inflight: u32,
     /// Whether the limits of models adapt.
     pub adaptive: bool,

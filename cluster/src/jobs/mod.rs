@@ -2,7 +2,7 @@
 //! the dead letters of what failed too often.
 //!
 //! In a cluster all of it lies in NATS JetStream ([`Nats`]): a work-queue stream per queue, a key-value bucket of records,
-//! an object store of blobs, each with an expiry. The embedded twin keeps the same on disk ([`Disk`]), so that jobs of one
+//! an object store of blobs, each with an expiry. The embedded twin keeps the same on disk (`disk.rs`), so that jobs of one
 //! machine survive a restart as well. What a job *is*, neither knows.
 
 mod disk;
