@@ -7,14 +7,14 @@ use std::time::Duration;
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::sync::{Semaphore, watch};
 
+pub use super::queue::Continue;
 use super::queue::{self, Queue, Work};
 use super::run::Bench;
-pub use super::run::Continue;
 use super::{Jobs, QUEUES};
 use crate::error::{Error, Result};
 use crate::supervision::policy::{Intensity, Verdict};
 use crate::supervision::tree::{State as TreeState, Tree};
-use crate::supervision::{RESTART, RETIRE};
+use crate::supervision::{self, RETIRE};
 use crate::understand::Understanding;
 
 /// A cheap handle to the intake.
@@ -96,8 +96,7 @@ impl Actor for Supervisor {
 
     async fn pre_start(&self, myself: ActorRef<Message>, args: Arguments) -> Result<State, ActorProcessingErr> {
         args.tree.starting(&args.path, "job intake");
-        args.tree.spawned(&args.path, myself.get_cell());
-        args.tree.set(&args.path, TreeState::Running);
+        args.tree.running(&args.path, myself.get_cell());
         let mut state = State { args, names: HashMap::new(), intensity: Intensity::new(20, Duration::from_secs(60)) };
         for name in QUEUES {
             state.start(&myself, name).await?;
@@ -120,18 +119,13 @@ impl Actor for Supervisor {
         event: SupervisionEvent,
         state: &mut State,
     ) -> Result<(), ActorProcessingErr> {
-        let (child, reason) = match event {
-            SupervisionEvent::ActorFailed(child, error) => (child, error.to_string()),
-            SupervisionEvent::ActorTerminated(child, _, reason) => (child, reason.unwrap_or_default()),
-            _ => return Ok(()),
-        };
-        let Some(name) = state.names.remove(&child.get_id()) else { return Ok(()) };
+        let Some((child, reason)) = supervision::ended(event) else { return Ok(()) };
+        let Some(name) = state.names.remove(&child) else { return Ok(()) };
         if reason == RETIRE {
             return Ok(());
         }
         state.args.tree.failed(&format!("{}/{name}", state.args.path), TreeState::Restarting, &reason);
-        let verdict = if reason == RESTART { Verdict::Restart(Duration::ZERO) } else { state.intensity.failed() };
-        match verdict {
+        match state.intensity.judge(&reason) {
             Verdict::Restart(after) => {
                 myself.send_after(after, move || Message::Restart(name));
                 Ok(())
@@ -149,8 +143,7 @@ impl State {
         let (bench, work, trace) = (self.args.bench.clone(), self.args.work.clone(), self.args.trace.clone());
         let args = queue::Arguments { name, bench, permits, work, depth, trace };
         let (queue, _) = Actor::spawn_linked(None, Queue, args, myself.get_cell()).await?;
-        self.args.tree.spawned(&path, queue.get_cell());
-        self.args.tree.set(&path, TreeState::Running);
+        self.args.tree.running(&path, queue.get_cell());
         self.names.insert(queue.get_id(), name);
         Ok(())
     }

@@ -23,7 +23,6 @@ use tokio::time::Instant;
 
 use self::record::{Content, Letter, Outcome, Record, Snapshot, State};
 use crate::error::{Error, Result};
-use crate::manifest::Modality;
 
 /// One work queue per modality.
 pub const QUEUES: [&str; 3] = ["text", "image", "audio"];
@@ -294,14 +293,5 @@ impl Jobs {
     async fn push(&self, task: &record::Task, trace: &str) -> Result<()> {
         let message = Message { id: task.message_id(), trace: trace.to_owned(), body: task.encode()? };
         Ok(self.store.push(task.queue(), message).await?)
-    }
-
-    /// Tasks of each modality that wait.
-    ///
-    /// # Errors
-    /// `Unavailable`.
-    pub async fn waiting(&self) -> Result<Vec<(Modality, u64)>> {
-        try_join_all(Modality::ALL.map(async |modality| Ok((modality, self.store.waiting(modality.as_str()).await?))))
-            .await
     }
 }

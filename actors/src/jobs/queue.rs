@@ -12,7 +12,8 @@ use tokio::time::Instant;
 use tracing::Instrument;
 
 use super::record::Task;
-use super::run::{Bench, Continue, End};
+use super::run::Bench;
+use crate::error::Error;
 
 /// A pause after a failure to reach the queue.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -20,6 +21,9 @@ const PAUSE: Duration = Duration::from_millis(500);
 const DEPTH: Duration = Duration::from_secs(2);
 /// A task is tried again after this at the latest.
 const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
+
+/// Makes a span a part of the trace that a message names.
+pub type Continue = Arc<dyn Fn(&tracing::Span, &str) + Send + Sync>;
 
 /// What it is told.
 pub(super) enum Message {
@@ -153,7 +157,7 @@ async fn carry(
         // whoever had it before never came back with a word
         count("dead");
         let buried = bench.bury(task, delivery.deliveries - 1, "whoever worked on it was lost").await;
-        settle(delivery, buried.map_err(|error| error.to_string()), options.backoff_ms).await;
+        settle(delivery, buried.is_ok(), options.backoff_ms).await;
         return;
     }
     let span = tracing::info_span!("task", job = task.id, item = task.item, queue = task.queue());
@@ -183,42 +187,43 @@ async fn carry(
     };
     let end = tokio::select! {
         end = bench.run(&task, span.clone()).instrument(span.clone()) => end,
-        () = wanted_no_more => End::Done,
+        () = wanted_no_more => Ok(()),
         () = handed_back => {
             count("handed_back");
             let _ = delivery.back(Duration::ZERO).await;
             return;
         }
-        () = beat => End::Done,
+        () = beat => Ok(()),
     };
     match end {
-        End::Done => {
+        Ok(()) => {
             count("done");
-            settle(delivery, Ok(()), options.backoff_ms).await;
+            settle(delivery, true, options.backoff_ms).await;
         }
         // it goes on elsewhere; that is no failure of the task
-        End::Again(crate::error::Error::Unavailable { reason: "DRAINING", .. }) => {
+        Err(Error::Unavailable { reason: "DRAINING", .. }) => {
             count("handed_back");
             let _ = delivery.back(Duration::ZERO).await;
         }
-        End::Again(error) if delivery.deliveries >= max => {
+        Err(error) if delivery.deliveries >= max => {
             count("dead");
             let buried = bench.bury(task, delivery.deliveries, &error.to_string()).await;
-            settle(delivery, buried.map_err(|error| error.to_string()), options.backoff_ms).await;
+            settle(delivery, buried.is_ok(), options.backoff_ms).await;
         }
-        End::Again(error) => {
+        Err(error) => {
             count("again");
             tracing::warn!(job = task.id, item = task.item, queue = task.queue(), %error, "task failed, to be tried again");
-            settle(delivery, Err(error.to_string()), options.backoff_ms).await;
+            settle(delivery, false, options.backoff_ms).await;
         }
     }
 }
 
-async fn settle(delivery: Delivery, end: Result<(), String>, backoff_ms: u64) {
+/// Gives a delivery up for good, or back for another try.
+async fn settle(delivery: Delivery, is_done: bool, backoff_ms: u64) {
     let doublings = u32::try_from(delivery.deliveries.saturating_sub(1)).unwrap_or(u32::MAX).min(16);
-    let settled = match end {
-        Ok(()) => delivery.done().await,
-        Err(_) => delivery.back(Duration::from_millis(backoff_ms << doublings).min(LONGEST_BACKOFF)).await,
+    let settled = match is_done {
+        true => delivery.done().await,
+        false => delivery.back(Duration::from_millis(backoff_ms << doublings).min(LONGEST_BACKOFF)).await,
     };
     if let Err(error) = settled {
         // it is delivered again, finds its result kept, and is done

@@ -1,6 +1,5 @@
 //! One task: a sense speaks, or an item's senses are joined.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -25,14 +24,6 @@ pub(super) struct Bench {
     pub(super) understanding: Understanding,
 }
 
-/// How a task ended.
-pub(super) enum End {
-    /// What it was for is kept, or wanted no more.
-    Done,
-    /// It may succeed another time.
-    Again(Error),
-}
-
 /// Whether it did what it could, though there may have been nothing to say.
 fn has_spoken(branch: &Branch) -> bool {
     !matches!(branch.state, State::Failed | State::Late)
@@ -51,25 +42,23 @@ fn is_final(error: &Error) -> bool {
 }
 
 impl Bench {
-    /// Does a task. Overload is waited out: a task has time.
-    pub(super) async fn run(&self, task: &Task, span: tracing::Span) -> End {
-        match self.work(task, span).await {
-            Ok(()) => End::Done,
-            Err(error) => End::Again(error),
-        }
-    }
-
-    async fn work(&self, task: &Task, span: tracing::Span) -> Result<()> {
-        let Some(kept) = self.jobs.store.get(&task.job).await? else {
+    /// Does a task: what it was for is kept when this returns, or wanted no more. Overload is waited out: a task has time.
+    ///
+    /// # Errors
+    /// It may succeed another time.
+    pub(super) async fn run(&self, task: &Task, span: tracing::Span) -> Result<()> {
+        let store = &self.jobs.store;
+        let (job, work, outcome) = (&task.job, task.work(), task.outcome());
+        let (job, work, outcome) = tokio::try_join!(store.get(job), store.get(&work), store.get(&outcome))?;
+        let (Some(job), Some(work)) = (job, work) else {
             return Ok(()); // it has expired
         };
-        let record: Record = record::from_json(&kept.value)?;
+        let record: Record = record::from_json(&job.value)?;
         let outrun = !record.run.is_empty() && record.run != task.run;
-        if record.cancelled || outrun || self.jobs.store.get(&task.outcome()).await?.is_some() {
+        if record.cancelled || outrun || outcome.is_some() {
             return Ok(());
         }
-        let Some(kept) = self.jobs.store.get(&task.work()).await? else { return Ok(()) };
-        let work: Work = record::from_json(&kept.value)?;
+        let work: Work = record::from_json(&work.value)?;
         let context = Context {
             deadline: Some(Instant::now() + Duration::from_secs(self.jobs.options.task_seconds)),
             priority: PRIORITY,
@@ -254,9 +243,6 @@ impl Bench {
         }
     }
 }
-
-/// What travels with a task into its trace.
-pub type Continue = Arc<dyn Fn(&tracing::Span, &str) + Send + Sync>;
 
 #[cfg(test)]
 mod tests {

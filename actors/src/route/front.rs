@@ -15,13 +15,11 @@ use super::subset::{self, Subset};
 use super::{Connect, Routes};
 use crate::supervision::policy::{Intensity, Verdict};
 use crate::supervision::tree::{State as TreeState, Tree};
-use crate::supervision::{RESTART, RETIRE};
+use crate::supervision::{self, RETIRE};
 
 /// What the front is told.
 pub enum Message {
-    /// The register has changed.
-    View(View),
-    /// The same, with an answer when the routes are there.
+    /// The register has changed; an answer when the routes are there.
     Apply(View, RpcReplyPort<()>),
     /// Start the route of this model again.
     Restart(String),
@@ -66,8 +64,7 @@ impl Actor for Front {
 
     async fn pre_start(&self, myself: ActorRef<Message>, args: Arguments) -> Result<State, ActorProcessingErr> {
         args.tree.starting(&args.name, "front door");
-        args.tree.spawned(&args.name, myself.get_cell());
-        args.tree.set(&args.name, TreeState::Running);
+        args.tree.running(&args.name, myself.get_cell());
         let view = View::default();
         Ok(State {
             subset: Subset::new(&args.name, &args.zone, args.subset, &view),
@@ -86,7 +83,6 @@ impl Actor for Front {
         state: &mut State,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            Message::View(view) => state.changed(&myself, view).await,
             Message::Apply(view, done) => {
                 state.changed(&myself, view).await?;
                 // who asked may have gone
@@ -103,18 +99,13 @@ impl Actor for Front {
         event: SupervisionEvent,
         state: &mut State,
     ) -> Result<(), ActorProcessingErr> {
-        let (child, reason) = match event {
-            SupervisionEvent::ActorFailed(child, error) => (child, error.to_string()),
-            SupervisionEvent::ActorTerminated(child, _, reason) => (child, reason.unwrap_or_default()),
-            _ => return Ok(()),
-        };
-        let Some(model) = state.names.remove(&child.get_id()) else { return Ok(()) };
+        let Some((child, reason)) = supervision::ended(event) else { return Ok(()) };
+        let Some(model) = state.names.remove(&child) else { return Ok(()) };
         if reason == RETIRE {
             return Ok(());
         }
         state.args.tree.failed(&state.path(&model), TreeState::Restarting, &reason);
-        let verdict = if reason == RESTART { Verdict::Restart(Duration::ZERO) } else { state.intensity.failed() };
-        match verdict {
+        match state.intensity.judge(&reason) {
             Verdict::Restart(after) => {
                 myself.send_after(after, move || Message::Restart(model));
                 Ok(())
@@ -188,8 +179,7 @@ impl State {
         let route = self.args.routes.entry(model.to_owned()).or_insert_with(|| Arc::new(Route::new(model))).clone();
         let args = actor::Arguments { route, depth, workers: self.workers(model), bus: self.args.bus.clone() };
         let (route, _) = Actor::spawn_linked(None, RouteActor, args, myself.get_cell()).await?;
-        self.args.tree.spawned(&path, route.get_cell());
-        self.args.tree.set(&path, TreeState::Running);
+        self.args.tree.running(&path, route.get_cell());
         self.names.insert(route.get_id(), model.to_owned());
         Ok(())
     }

@@ -91,8 +91,8 @@ impl Router {
             .await
             .map_err(|error| Error::Internal(format!("cannot start the front door: {error}")))?;
         let mut view = membership.watch();
-        let first = view.borrow_and_update().clone();
-        front.cast(front::Message::View(first)).map_err(|_| Error::lost("the front door"))?;
+        // the front has seen nothing yet
+        view.mark_changed();
         let told = front.clone();
         tokio::spawn(async move {
             while view.changed().await.is_ok() {

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::RESTART;
+
 /// What to do about a failed child.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -27,6 +29,11 @@ impl Intensity {
     /// At most `max_restarts` within `window`.
     pub fn new(max_restarts: u32, window: Duration) -> Self {
         Self { max_restarts, window, failures: VecDeque::new() }
+    }
+
+    /// What to do about a child that has ended for this reason: a restart that an operator asked for is no failure.
+    pub fn judge(&mut self, reason: &str) -> Verdict {
+        if reason == RESTART { Verdict::Restart(Duration::ZERO) } else { self.failed() }
     }
 
     /// Notes a failure. The first restart of a quiet time is immediate; the next ones back off, 50 ms doubled each

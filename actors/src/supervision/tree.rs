@@ -103,6 +103,12 @@ impl Tree {
         });
     }
 
+    /// The same for one that is ready as soon as it has been spawned.
+    pub fn running(&self, path: &str, cell: ActorCell) {
+        self.spawned(path, cell);
+        self.set(path, State::Running);
+    }
+
     /// Changes the state of the actor at `path`.
     pub fn set(&self, path: &str, state: State) {
         self.update(path, |node| node.state = state);

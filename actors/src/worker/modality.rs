@@ -59,8 +59,7 @@ impl Actor for ModalitySupervisor {
 
     async fn pre_start(&self, myself: ActorRef<Message>, args: Arguments) -> Result<State, ActorProcessingErr> {
         args.shared.tree.starting(&args.path, "supervisor");
-        args.shared.tree.spawned(&args.path, myself.get_cell());
-        args.shared.tree.set(&args.path, TreeState::Running);
+        args.shared.tree.running(&args.path, myself.get_cell());
         let mut state =
             State { path: args.path, shared: args.shared, children: HashMap::new(), intensities: HashMap::new() };
         for served in args.versions {
@@ -113,8 +112,7 @@ impl State {
         self.shared.tree.starting(&path, "version");
         let args = version::Arguments { served: served.clone(), shared: self.shared.clone() };
         let (version, _) = Actor::spawn_linked(None, Version, args, myself.get_cell()).await?;
-        self.shared.tree.spawned(&path, version.get_cell());
-        self.shared.tree.set(&path, TreeState::Running);
+        self.shared.tree.running(&path, version.get_cell());
         self.children.insert(version.get_id(), Child { served, cell: version.get_cell() });
         Ok(())
     }

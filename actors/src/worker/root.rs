@@ -14,7 +14,7 @@ use crate::manifest::Modality;
 use crate::replica::actor::Shared;
 use crate::supervision::policy::{Intensity, Verdict};
 use crate::supervision::tree::State as TreeState;
-use crate::supervision::{RESTART, RETIRE};
+use crate::supervision::{self, RESTART, RETIRE};
 
 /// What the root is told.
 pub enum Message {
@@ -56,8 +56,7 @@ impl Actor for Root {
 
     async fn pre_start(&self, myself: ActorRef<Message>, args: Arguments) -> Result<State, ActorProcessingErr> {
         args.shared.tree.starting(&args.name, "worker");
-        args.shared.tree.spawned(&args.name, myself.get_cell());
-        args.shared.tree.set(&args.name, TreeState::Running);
+        args.shared.tree.running(&args.name, myself.get_cell());
         let intensity = Intensity::new(5, Duration::from_secs(60));
         let mut state = State { args, modalities: HashMap::new(), names: HashMap::new(), intensity };
         for modality in Modality::ALL {
@@ -95,13 +94,10 @@ impl Actor for Root {
         event: SupervisionEvent,
         state: &mut State,
     ) -> Result<(), ActorProcessingErr> {
-        let (child, reason) = match event {
-            SupervisionEvent::ActorFailed(child, error) => (child, error.to_string()),
-            SupervisionEvent::ActorTerminated(_, _, Some(reason)) if reason == RETIRE => return Ok(()),
-            SupervisionEvent::ActorTerminated(child, _, reason) => (child, reason.unwrap_or_default()),
-            _ => return Ok(()),
+        let Some((child, reason)) = supervision::ended(event).filter(|(_, reason)| reason != RETIRE) else {
+            return Ok(());
         };
-        let Some(modality) = state.names.remove(&child.get_id()) else { return Ok(()) };
+        let Some(modality) = state.names.remove(&child) else { return Ok(()) };
         let path = state.path(modality);
         state.args.shared.tree.failed(&path, TreeState::Restarting, &reason);
         if reason == RESTART {

@@ -51,8 +51,7 @@ impl Actor for Version {
         let batcher_args =
             batcher::Arguments { manifest: served.manifest.clone(), depth, metrics: served.metrics.clone() };
         let (batcher, _) = Actor::spawn_linked(None, Batcher, batcher_args, myself.get_cell()).await?;
-        shared.tree.spawned(&path, batcher.get_cell());
-        shared.tree.set(&path, TreeState::Running);
+        shared.tree.running(&path, batcher.get_cell());
         served.set_batcher(Some(batcher.clone()));
         let replicas = &served.manifest.replicas;
         let intensity = Intensity::new(replicas.max_restarts, Duration::from_millis(replicas.restart_window_ms));

@@ -124,6 +124,16 @@ enum Store {
     Disk(Disk),
 }
 
+/// The same of whichever store there is.
+macro_rules! either {
+    ($jobs:expr, $store:ident => $ask:expr) => {
+        match &*$jobs.store {
+            Store::Nats($store) => $ask,
+            Store::Disk($store) => $ask,
+        }
+    };
+}
+
 /// A cheap handle.
 #[derive(Clone)]
 pub struct Jobs {
@@ -162,66 +172,42 @@ impl Jobs {
     /// # Errors
     /// `Unavailable`, as for all that follow.
     pub async fn create(&self, key: &str, value: Bytes) -> Result<bool> {
-        match &*self.store {
-            Store::Nats(nats) => nats.create(key, value).await,
-            Store::Disk(disk) => disk.create(key, value).await,
-        }
+        either!(self, store => store.create(key, value).await)
     }
 
     /// A record.
     pub async fn get(&self, key: &str) -> Result<Option<Record>> {
-        match &*self.store {
-            Store::Nats(nats) => nats.get(key).await,
-            Store::Disk(disk) => disk.get(key).await,
-        }
+        either!(self, store => store.get(key).await)
     }
 
     /// Changes a record that is still at `revision`; false if it is not.
     pub async fn update(&self, key: &str, value: Bytes, revision: u64) -> Result<bool> {
-        match &*self.store {
-            Store::Nats(nats) => nats.update(key, value, revision).await,
-            Store::Disk(disk) => disk.update(key, value, revision).await,
-        }
+        either!(self, store => store.update(key, value, revision).await)
     }
 
     /// Removes a record without a trace.
     pub async fn remove(&self, key: &str) -> Result<()> {
-        match &*self.store {
-            Store::Nats(nats) => nats.remove(key).await,
-            Store::Disk(disk) => disk.remove(key).await,
-        }
+        either!(self, store => store.remove(key).await)
     }
 
     /// Keys below `prefix.`, in no order.
     pub async fn keys(&self, prefix: &str) -> Result<Vec<String>> {
-        match &*self.store {
-            Store::Nats(nats) => nats.keys(prefix).await,
-            Store::Disk(disk) => disk.keys(prefix).await,
-        }
+        either!(self, store => store.keys(prefix).await)
     }
 
     /// Keeps a blob under a name, over what was there.
     pub async fn put_blob(&self, name: &str, value: Bytes) -> Result<()> {
-        match &*self.store {
-            Store::Nats(nats) => nats.put_blob(name, value).await,
-            Store::Disk(disk) => disk.put_blob(name, value).await,
-        }
+        either!(self, store => store.put_blob(name, value).await)
     }
 
     /// A blob.
     pub async fn blob(&self, name: &str) -> Result<Option<Bytes>> {
-        match &*self.store {
-            Store::Nats(nats) => nats.blob(name).await,
-            Store::Disk(disk) => disk.blob(name).await,
-        }
+        either!(self, store => store.blob(name).await)
     }
 
     /// Removes a blob, if it is there.
     pub async fn remove_blob(&self, name: &str) -> Result<()> {
-        match &*self.store {
-            Store::Nats(nats) => nats.remove_blob(name).await,
-            Store::Disk(disk) => disk.remove_blob(name).await,
-        }
+        either!(self, store => store.remove_blob(name).await)
     }
 
     /// Puts a message into a queue; returns when it is safe there.
@@ -229,19 +215,13 @@ impl Jobs {
     /// # Errors
     /// `Full` if the queue takes no more.
     pub async fn push(&self, queue: &str, message: Message) -> Result<()> {
-        match &*self.store {
-            Store::Nats(nats) => nats.push(queue, message).await,
-            Store::Disk(disk) => disk.push(queue, message).await,
-        }
+        either!(self, store => store.push(queue, message).await)
     }
 
     /// Waits a second or so for messages, `most` at most. What the stream still holds when it is dropped is delivered
     /// again when its time is up, so it is to be read to its end.
     pub async fn pull(&self, queue: &str, most: usize) -> Result<BoxStream<'static, Result<Delivery>>> {
-        match &*self.store {
-            Store::Nats(nats) => nats.pull(queue, most).await,
-            Store::Disk(disk) => disk.pull(queue, most).await,
-        }
+        either!(self, store => store.pull(queue, most).await)
     }
 
     /// How long a message may be in somebody's hands before a word is heard of it.
@@ -254,34 +234,22 @@ impl Jobs {
 
     /// Messages that wait in a queue or are in somebody's hands.
     pub async fn waiting(&self, queue: &str) -> Result<u64> {
-        match &*self.store {
-            Store::Nats(nats) => nats.waiting(queue).await,
-            Store::Disk(disk) => disk.waiting(queue).await,
-        }
+        either!(self, store => store.waiting(queue).await)
     }
 
     /// Lays a message to the dead letters.
     pub async fn bury(&self, body: Bytes) -> Result<()> {
-        match &*self.store {
-            Store::Nats(nats) => nats.bury(body).await,
-            Store::Disk(disk) => disk.bury(body).await,
-        }
+        either!(self, store => store.bury(body).await)
     }
 
     /// The dead letters from a place on, `most` at most.
     pub async fn dead(&self, from: u64, most: usize) -> Result<Vec<Dead>> {
-        match &*self.store {
-            Store::Nats(nats) => nats.dead(from, most).await,
-            Store::Disk(disk) => disk.dead(from, most).await,
-        }
+        either!(self, store => store.dead(from, most).await)
     }
 
     /// Takes a dead letter away; false if it is not there any more.
     pub async fn unbury(&self, sequence: u64) -> Result<bool> {
-        match &*self.store {
-            Store::Nats(nats) => nats.unbury(sequence).await,
-            Store::Disk(disk) => disk.unbury(sequence).await,
-        }
+        either!(self, store => store.unbury(sequence).await)
     }
 
     /// Tells all processes that something has happened. It is a hint: it may be lost.

@@ -34,16 +34,6 @@ pub enum Link {
     },
 }
 
-impl Link {
-    /// How long the view has been stale; nothing if it is current.
-    pub fn stale_for(self) -> Option<Duration> {
-        match self {
-            Self::Current => None,
-            Self::Stale { since } => Some(since.elapsed()),
-        }
-    }
-}
-
 /// A cheap handle to the register.
 #[derive(Clone)]
 pub struct Membership {

@@ -34,19 +34,6 @@ fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
     std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
-/// A certificate and its key.
-fn pair<'a>(
-    section: &str,
-    certificate: Option<&'a Path>,
-    key: Option<&'a Path>,
-) -> anyhow::Result<Option<(&'a Path, &'a Path)>> {
-    match (certificate, key) {
-        (Some(certificate), Some(key)) => Ok(Some((certificate, key))),
-        (None, None) => Ok(None),
-        _ => anyhow::bail!("{section}.certificate, {section}.key: one without the other, expected both or none"),
-    }
-}
-
 /// The register in etcd. A worker has no need to know the others.
 pub fn membership(config: &Config, role: Role) -> anyhow::Result<Membership> {
     let register = &config.register;
@@ -189,7 +176,7 @@ fn cache(config: &Config) -> anyhow::Result<Option<Cache>> {
     let redis = if config.redis.is_empty() {
         None
     } else {
-        let identity = pair("cache", set.certificate.as_deref(), set.key.as_deref())?;
+        let identity = set.certificate.as_deref().zip(set.key.as_deref());
         let identity = identity.map(|(certificate, key)| Ok::<_, anyhow::Error>((read(certificate)?, read(key)?)));
         Some(cache::redis::Options {
             url: config.redis.clone(),
@@ -210,12 +197,11 @@ async fn jobs(config: &Config, alone: bool) -> anyhow::Result<Option<Jobs>> {
     let set = &config.jobs;
     let retention = Duration::from_secs(set.retention_seconds);
     let store = if !config.nats.is_empty() {
-        let identity = pair("jobs", set.certificate.as_deref(), set.key.as_deref())?;
         let options = jobs::Nats {
             servers: config.nats.clone(),
             credentials: set.credentials.clone(),
             authority: set.ca.clone(),
-            identity: identity.map(|(certificate, key)| (certificate.to_owned(), key.to_owned())),
+            identity: set.certificate.clone().zip(set.key.clone()),
             prefix: config.register.cluster.clone(),
             replicas: set.replicas,
             retention,

@@ -14,7 +14,7 @@ use sensorium_plane::trace_text;
 use sensorium_proto::v1::jobs_server::Jobs;
 use sensorium_proto::v1::submit_job_request::Message;
 use sensorium_proto::v1::*;
-use tonic::{Extensions, Request, Response, Status, Streaming};
+use tonic::{Request, Response, Status, Streaming};
 use tracing::Instrument;
 
 use super::convert;
@@ -152,10 +152,6 @@ fn caller<T>(request: &Request<T>) -> std::result::Result<Context, Status> {
     context(request.metadata(), request.extensions(), &Parameters::default())
 }
 
-fn operator(extensions: &Extensions) -> std::result::Result<(), Status> {
-    require_admin(extensions)
-}
-
 #[tonic::async_trait]
 impl Jobs for JobsService {
     async fn submit_job(&self, request: Request<Streaming<SubmitJobRequest>>) -> Answer<Job> {
@@ -205,7 +201,7 @@ impl Jobs for JobsService {
     }
 
     async fn list_dead_tasks(&self, request: Request<ListDeadTasksRequest>) -> Answer<ListDeadTasksResponse> {
-        operator(request.extensions())?;
+        require_admin(request.extensions())?;
         let ListDeadTasksRequest { page_size, first_sequence } = request.into_inner();
         let told = async {
             let dead = self.jobs()?.dead(first_sequence, page(page_size)?).await?;
@@ -226,7 +222,7 @@ impl Jobs for JobsService {
     }
 
     async fn replay_dead_task(&self, request: Request<ReplayDeadTaskRequest>) -> Answer<ReplayDeadTaskResponse> {
-        operator(request.extensions())?;
+        require_admin(request.extensions())?;
         let told = async { self.jobs()?.replay(request.get_ref().sequence).await };
         let letter = told.await.map_err(|error| from_error(&error))?;
         Ok(Response::new(ReplayDeadTaskResponse { job_id: letter.task.id }))

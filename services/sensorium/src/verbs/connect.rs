@@ -64,6 +64,16 @@ pub enum Output {
     Json,
 }
 
+/// Whom a verb with further verbs asks, and how it prints.
+#[derive(clap::Args, Clone, Debug)]
+pub(super) struct With {
+    #[command(flatten)]
+    pub(super) server: Server,
+    /// How to print.
+    #[arg(short, long, value_enum, default_value = "text")]
+    pub(super) output: Output,
+}
+
 /// Why a verb did not do what it was told.
 pub(super) enum Failure {
     /// Nobody answers.

@@ -7,7 +7,7 @@ use sensorium_proto::inference::grpc_inference_service_client::GrpcInferenceServ
 use sensorium_proto::inference::{RepositoryIndexRequest, RepositoryModelLoadRequest, RepositoryModelUnloadRequest};
 use serde_json::json;
 
-use super::connect::{self, Failure, Output, Server};
+use super::connect::{self, Failure, Output, With};
 use super::draw::bold;
 
 /// Arguments of `sensorium models`.
@@ -41,15 +41,6 @@ enum Verb {
         #[command(flatten)]
         with: With,
     },
-}
-
-#[derive(clap::Args, Clone, Debug)]
-struct With {
-    #[command(flatten)]
-    server: Server,
-    /// How to print.
-    #[arg(short, long, value_enum, default_value = "text")]
-    output: Output,
 }
 
 /// Runs the verb.

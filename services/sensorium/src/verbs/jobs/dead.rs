@@ -4,8 +4,8 @@ use comfy_table::{Table, presets};
 use sensorium_proto::v1::{DeadTask, ListDeadTasksRequest, ReplayDeadTaskRequest};
 use serde_json::json;
 
-use super::super::connect::{Failure, Output};
-use super::{Client, With};
+use super::super::connect::{Failure, Output, With};
+use super::{Client, client};
 
 /// Tasks that are asked for at a time.
 const PAGE: u32 = 1000;
@@ -33,7 +33,7 @@ pub(super) enum Verb {
 pub(super) async fn run(verb: Verb) -> Result<(), Failure> {
     match verb {
         Verb::List { with } => {
-            let tasks = all(&mut with.client().await?).await?;
+            let tasks = all(&mut client(&with.server).await?).await?;
             match with.output {
                 Output::Json => {
                     println!("{}", serde_json::to_string_pretty(&tasks.iter().map(told).collect::<Vec<_>>())?)
@@ -42,7 +42,7 @@ pub(super) async fn run(verb: Verb) -> Result<(), Failure> {
             }
         }
         Verb::Replay { sequences, all: every, with } => {
-            let mut client = with.client().await?;
+            let mut client = client(&with.server).await?;
             let sequences = match every {
                 true => all(&mut client).await?.iter().map(|task| task.sequence).collect(),
                 false => sequences,

@@ -13,7 +13,7 @@ use sensorium_proto::v1::jobs_client::JobsClient;
 use sensorium_proto::v1::{CancelJobRequest, GetJobRequest, Job, ListJobsRequest, WatchJobRequest, job};
 use serde::Serialize;
 
-use super::connect::{self, Channel, Failure, MAX_ANSWER, Output, Server};
+use super::connect::{self, Channel, Failure, MAX_ANSWER, Output, Server, With};
 use super::infer::report::Report;
 
 /// Results that are asked for at a time.
@@ -70,22 +70,7 @@ enum Verb {
     Dead(dead::Verb),
 }
 
-#[derive(clap::Args, Clone, Debug)]
-struct With {
-    #[command(flatten)]
-    server: Server,
-    /// How to print.
-    #[arg(short, long, value_enum, default_value = "text")]
-    output: Output,
-}
-
 type Client = JobsClient<Channel>;
-
-impl With {
-    async fn client(&self) -> Result<Client, Failure> {
-        client(&self.server).await
-    }
-}
 
 async fn client(server: &Server) -> Result<Client, Failure> {
     Ok(JobsClient::new(server.connect().await?).max_decoding_message_size(MAX_ANSWER))
@@ -103,7 +88,7 @@ async fn act(verb: Verb) -> Result<(), Failure> {
     match verb {
         Verb::Submit(args) => submit::run(*args).await,
         Verb::Watch { id, with } => {
-            let mut client = with.client().await?;
+            let mut client = client(&with.server).await?;
             let job = watch(&mut client, &id).await?;
             end(&job, with.output)
         }
@@ -117,11 +102,11 @@ async fn act(verb: Verb) -> Result<(), Failure> {
         Verb::List { state, limit, with } => {
             let state = state.map_or(0, Into::into);
             let request = ListJobsRequest { page_size: limit, state, ..ListJobsRequest::default() };
-            let jobs = with.client().await?.list_jobs(request).await?.into_inner().jobs;
+            let jobs = client(&with.server).await?.list_jobs(request).await?.into_inner().jobs;
             print(&jobs, with.output)
         }
         Verb::Cancel { id, with } => {
-            let job = with.client().await?.cancel_job(CancelJobRequest { id }).await?.into_inner();
+            let job = client(&with.server).await?.cancel_job(CancelJobRequest { id }).await?.into_inner();
             print(&[job], with.output)
         }
         Verb::Dead(verb) => dead::run(verb).await,

@@ -7,9 +7,9 @@ use sensorium_proto::v1::submit_job_request::Message;
 use sensorium_proto::v1::{Job, JobHeader, Sampling, SubmitJobRequest};
 use tokio::sync::mpsc;
 
-use super::super::connect::{Failure, Output};
+use super::super::connect::{Failure, Output, With};
 use super::sources::{self, Source};
-use super::{Client, With, bar, create, end, print, watch, write_results};
+use super::{Client, bar, client, create, end, print, watch, write_results};
 use crate::verbs::infer::Emphasised;
 
 /// Items that are read ahead of their being sent.
@@ -68,7 +68,7 @@ pub(super) async fn run(args: SubmitArgs) -> Result<(), Failure> {
     }
     // before hours of work, not after
     let mut results = args.results.as_deref().map(create).transpose()?;
-    let mut client = args.with.client().await?;
+    let mut client = client(&args.with.server).await?;
     let sampling = Sampling { max_tokens: args.max_tokens.unwrap_or(0), ..Sampling::default() };
     let header = JobHeader {
         idempotency_key: args.idempotency_key.clone(),
