@@ -57,6 +57,13 @@ impl Outside {
         .await
     }
 
+    /// Redis as a cluster of one, which holds no slots yet.
+    pub async fn redis_cluster() -> Self {
+        // its bus would stand 10000 above its port, where somebody else may be
+        let bus = free_address().port().to_string();
+        Self::redis_with(&["--cluster-enabled", "yes", "--cluster-port", &bus]).await
+    }
+
     /// Redis that speaks TLS at the address that is given back as well; `ca` is of clients' certificates.
     pub async fn redis_with_tls(own: &Identity, ca: &Path) -> (Self, SocketAddr) {
         let secure = free_address();

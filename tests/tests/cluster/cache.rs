@@ -168,7 +168,7 @@ async fn redis_may_ask_for_a_password_be_a_cluster_or_stand_behind_sentinels() {
     })
     .await;
 
-    let sharded = Outside::redis_with(&["--cluster-enabled", "yes"]).await;
+    let sharded = Outside::redis_cluster().await;
     assert_eq!(say(&sharded, "CLUSTER ADDSLOTSRANGE 0 16383").await, "+OK");
     eventually("the cluster is whole", async || say(&sharded, "CLUSTER INFO").await.contains("state:ok").then_some(()))
         .await;
