@@ -167,5 +167,17 @@ pub fn describe() {
     level!("sensorium_inflight_requests", "Requests admitted and not yet answered");
     count!("sensorium_admission_refused_total", "Requests refused at the door or on the way to a model, by why");
     level!("sensorium_admission_limit", "Requests for a model that may be in work at the moment");
+    count!("sensorium_quarantines_total", "Versions given up after failing too often, by model");
+    count!("sensorium_guard_triggered_total", "Answers of an upstream model that a guard kept from the next, by model");
+    count!("sensorium_hung_device_threads_total", "Device threads left behind in a call that never ended");
+    count!(
+        "sensorium_cache_lookups_total",
+        "Rows looked up, by where the answer came from; `shared`: from an equal row"
+    );
+    count!("sensorium_cache_errors_total", "Trips to Redis that failed, by why");
+    count!("sensorium_jobs_submitted_total", "Jobs accepted");
+    count!("sensorium_jobs_dead_total", "Tasks of jobs given up and put among the dead letters, by modality");
+    count!("sensorium_job_tasks_total", "Deliveries of tasks that were worked on, by what became of them");
+    level!("sensorium_job_queue_depth", "Tasks of jobs that wait, by modality");
     spread!("sensorium_door_duration_seconds", Unit::Seconds, "Time of a request from the door to its answer");
 }

@@ -81,6 +81,13 @@ impl Node {
         exit
     }
 
+    /// Versions that it holds ready, as it says itself.
+    async fn versions_ready(&self) -> usize {
+        let metrics = get(self.http, "/metrics").await.map(|(_, text)| text).unwrap_or_default();
+        let ready = metrics.lines().filter(|line| line.starts_with("sensorium_replicas_ready{"));
+        ready.filter(|line| !line.ends_with(" 0")).count()
+    }
+
     /// Clients of all services, over a connection of their own.
     pub async fn client(&self) -> Client {
         Client::connect(self.grpc).await
@@ -224,12 +231,17 @@ impl Cluster {
     pub async fn seen_by(&self, gateway: &Node, workers: &[String]) {
         let client = gateway.client().await;
         crate::eventually("the gateway sees the workers", async || {
+            let mut expected: Vec<(String, usize)> = Vec::new();
+            for worker in self.workers.iter().filter(|worker| workers.contains(&worker.name)) {
+                expected.push((worker.name.clone(), worker.versions_ready().await));
+            }
             let cluster = within(client.cluster()).await.ok()?;
-            let seen: Vec<_> = cluster.nodes.iter().filter(|node| node.role == "worker").collect();
-            let ready = |node: &sensorium_proto::admin::Node| {
-                workers.contains(&node.name) && node.models.iter().all(|model| model.state == "READY")
-            };
-            (seen.len() == workers.len() && seen.iter().all(|node| ready(node))).then_some(())
+            let seen = cluster.nodes.iter().filter(|node| node.role == "worker");
+            let ready =
+                |node: &sensorium_proto::admin::Node| node.models.iter().filter(|model| model.state == "READY").count();
+            let mut seen: Vec<(String, usize)> = seen.map(|node| (node.name.clone(), ready(node))).collect();
+            seen.sort_unstable();
+            (seen == expected).then_some(())
         })
         .await;
     }

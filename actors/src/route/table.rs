@@ -119,7 +119,11 @@ impl Table {
     /// # Errors
     /// `Unavailable` if nobody is left, `Exhausted` if all who are left are full: the pool, not a worker.
     pub fn pick(&self, model: &str, wish: &Wish<'_>, rng: &mut impl Rng) -> Result<Arc<Candidate>> {
-        let tier = self.versions.iter().find(|(version, _)| *version == wish.version).map_or(Tier::Down, |(_, t)| *t);
+        // of those who take more now: the table does not know of who has refused since it was made
+        let takers = self.candidates.iter().filter(|candidate| candidate.takes_more());
+        let tiers = takers.filter_map(|candidate| candidate.holds(wish.version)).map(Tier::of);
+        let best = tiers.filter(|tier| *tier > Tier::Down).max();
+        let tier = best.or_else(|| self.held(wish.version).map(Tier::of)).unwrap_or(Tier::Down);
         let holds = |candidate: &&Arc<Candidate>| {
             candidate.holds(wish.version).is_some_and(|held| Tier::of(held) == tier)
                 && !wish.tried.iter().any(|tried| tried == candidate.client.name())
@@ -315,6 +319,19 @@ mod tests {
         assert!(!all[0].takes_more(), "that one was asked before it refused");
         all[0].seen.answered(Duration::from_secs(1), 1.0, 0.0);
         assert!(all[0].takes_more() && !all[1].takes_more());
+    }
+
+    #[tokio::test]
+    async fn who_is_loading_is_asked_when_all_who_are_ready_have_refused() {
+        let all = [("a", "READY"), ("b", "LOADING"), ("c", "UNAVAILABLE")]
+            .map(|(name, state)| worker(name, "", vec![held(1, state)]));
+        let table = Table::new(all.to_vec());
+        let name = || table.pick("m", &wish("", &[]), &mut rng()).unwrap().client.name().to_owned();
+        assert_eq!(name(), "a");
+        all[0].seen.refuses();
+        assert_eq!(name(), "b", "it may be ready by now, or lets the request wait");
+        all[1].seen.refuses();
+        assert_ne!(name(), "c");
     }
 
     #[tokio::test]

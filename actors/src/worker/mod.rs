@@ -1,6 +1,7 @@
 //! The worker: model versions under supervision, and the handle by which requests reach them.
 
 pub mod modality;
+mod namespace;
 pub mod registrar;
 pub mod repository;
 pub mod root;
@@ -264,9 +265,14 @@ impl Worker {
     async fn prepare(&self, manifest: &Arc<Manifest>, version: u64, before: &[Arc<Served>]) -> Result<Served> {
         let directory = self.repository.directory(&manifest.name, version);
         let (reading, folder) = (manifest.clone(), directory.clone());
-        let assets = self.pool.run(move || Assets::read(&reading, &folder)).await?;
-        let assets =
-            assets.map_err(|error| Error::FailedPrecondition { reason: "LOAD_FAILED", message: error.to_string() })?;
+        let read = self.pool.run(move || {
+            let namespace = namespace::of(&reading, version, &folder)
+                .map_err(|error| format!("cannot read {}: {error}", folder.display()))?;
+            let assets = Assets::read(&reading, &folder).map_err(|error| error.to_string())?;
+            Ok((namespace, assets))
+        });
+        let failed = |message| Error::FailedPrecondition { reason: "LOAD_FAILED", message };
+        let (namespace, assets) = read.await?.map_err(failed)?;
         let place = format!("{}/{}/{}/{version}", self.name, manifest.modality, manifest.name);
         // beside a predecessor that still answers, a path of its own
         let mut path = place.clone();
@@ -279,7 +285,7 @@ impl Worker {
             let versions = self.versions.clone();
             Arc::new(move || versions.newest(&model))
         });
-        Ok(Served::new(manifest.clone(), version, directory, path, assets, upstream))
+        Ok(Served::new(manifest.clone(), version, directory, path, namespace, assets, upstream))
     }
 
     /// Lets a version finish what it has, then stops it.

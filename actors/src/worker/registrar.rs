@@ -1,6 +1,5 @@
 //! The worker's place in the register, kept true: what it holds and how each version fares.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,13 +9,10 @@ use tokio::task::AbortHandle;
 
 use super::Worker;
 use super::served::Served;
-use crate::manifest::{Manifest, Pipeline};
+use crate::manifest::Pipeline;
 
 /// How often versions are looked at: their states change without anybody's asking.
 const LOOK: Duration = Duration::from_millis(50);
-
-/// Changes whenever pipelines give other answers to the same inputs.
-const PREPROCESSING: u32 = 1;
 
 /// A cheap handle.
 #[derive(Clone)]
@@ -52,6 +48,13 @@ impl Registrar {
     pub async fn announce(&self, worker: &Worker) {
         if let Some(lease) = &*self.lease.lock().await {
             announce(worker, lease);
+        }
+    }
+
+    /// Returns when the register knows what it was told, or cannot be reached.
+    pub async fn settled(&self) {
+        if let Some(lease) = &*self.lease.lock().await {
+            lease.settled().await;
         }
     }
 
@@ -94,20 +97,4 @@ fn held(served: &Served) -> Held {
             cached: manifest.cache,
         },
     }
-}
-
-/// What the answers of a version depend on beside the input: its manifest, its files by name and size, and the
-/// pipelines' own version. Another model, another version, or another file is another namespace.
-pub(super) fn namespace(manifest: &Manifest, version: u64, directory: &Path) -> String {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(format!("{PREPROCESSING}/{version}/{manifest:?}").as_bytes());
-    let files = std::fs::read_dir(directory).into_iter().flatten().filter_map(|entry| {
-        let path = entry.ok()?.path();
-        // through links, as a repository may be made of them
-        Some(format!("{:?}:{}", path.file_name()?, path.metadata().ok()?.len()))
-    });
-    let mut files: Vec<String> = files.collect();
-    files.sort_unstable();
-    hasher.update(files.join("/").as_bytes());
-    format!("{}/{version}/{}", manifest.name, &hasher.finalize().to_hex()[..16])
 }

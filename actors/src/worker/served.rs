@@ -99,11 +99,12 @@ impl Served {
         version: u64,
         directory: PathBuf,
         path: String,
+        namespace: String,
         assets: Assets,
         upstream: Option<Upstream>,
     ) -> Self {
         Self {
-            namespace: super::registrar::namespace(&manifest, version, &directory),
+            namespace,
             metrics: Arc::new(VersionMetrics::new(&manifest, version)),
             manifest,
             version,

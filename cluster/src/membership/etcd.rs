@@ -16,7 +16,7 @@ use etcd_client::{
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::{Link, Registration, View};
+use super::{Link, Registration, View, Written};
 
 /// An answer that does not come within this is an outage.
 const ANSWER: Duration = Duration::from_secs(3);
@@ -165,12 +165,17 @@ async fn within<T>(answer: impl Future<Output = std::result::Result<T, etcd_clie
 }
 
 /// Keeps a node's key until `wanted` is `None` or nobody wants anything any more.
-pub(super) async fn keep(options: Arc<Etcd>, mut wanted: watch::Receiver<Option<Registration>>) {
+pub(super) async fn keep(
+    options: Arc<Etcd>,
+    mut wanted: watch::Receiver<Option<Registration>>,
+    written: watch::Sender<Written>,
+) {
     let mut backoff = options.backoff();
     let mut told = String::new();
     loop {
         let mut registered = false;
-        let Err(error) = hold(&options, &mut wanted, &mut registered).await else { return };
+        let Err(error) = hold(&options, &mut wanted, &written, &mut registered).await else { return };
+        written.send_replace(Written::OutOfReach);
         let error = error.to_string();
         if registered || error != told {
             tracing::warn!(error, "not registered, trying again");
@@ -193,26 +198,32 @@ pub(super) async fn keep(options: Arc<Etcd>, mut wanted: watch::Receiver<Option<
     }
 }
 
-async fn hold(options: &Etcd, wanted: &mut watch::Receiver<Option<Registration>>, registered: &mut bool) -> Result<()> {
+async fn hold(
+    options: &Etcd,
+    wanted: &mut watch::Receiver<Option<Registration>>,
+    written: &watch::Sender<Written>,
+    registered: &mut bool,
+) -> Result<()> {
     let mut client = options.connect().await?;
     let seconds = i64::try_from(options.lease.as_secs_f64().ceil() as u64).unwrap_or(10).max(1);
     let lease = within(client.lease_grant(seconds, None)).await?.id();
     let (mut keeper, mut answers) = within(client.lease_keep_alive(lease)).await?;
     let mut renew = tokio::time::interval(options.lease / 3);
-    let mut written: Option<Registration> = None;
+    let mut last: Option<Registration> = None;
     loop {
         let now = wanted.borrow_and_update().clone();
         let Some(now) = now else {
             within(client.lease_revoke(lease)).await?;
             return Ok(());
         };
-        if written.as_ref() != Some(&now) {
+        if last.as_ref() != Some(&now) {
             let put = PutOptions::new().with_lease(lease);
             within(client.put(options.key(&now.node), serde_json::to_vec(&now)?, Some(put))).await?;
             if !std::mem::replace(registered, true) {
                 tracing::info!(node = now.node, lease, "registered");
             }
-            written = Some(now);
+            written.send_replace(Written::This(Box::new(now.clone())));
+            last = Some(now);
         }
         tokio::select! {
             _ = renew.tick() => {

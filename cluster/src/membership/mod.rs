@@ -34,6 +34,16 @@ pub enum Link {
     },
 }
 
+/// What etcd holds of a node.
+enum Written {
+    /// Nothing yet.
+    Nothing,
+    /// This, when it was last heard of.
+    This(Box<Registration>),
+    /// Nobody knows.
+    OutOfReach,
+}
+
 /// A cheap handle to the register.
 #[derive(Clone)]
 pub struct Membership {
@@ -75,8 +85,9 @@ impl Membership {
     /// Registers a node for as long as the lease lives.
     pub fn register(&self, registration: Registration) -> Lease {
         let (wanted, seen) = watch::channel(Some(registration.clone()));
-        let keeper = self.etcd.clone().map(|options| tokio::spawn(etcd::keep(options, seen)));
-        let lease = Lease { view: self.view.clone(), node: registration.node.clone(), wanted, keeper };
+        let (told, written) = watch::channel(Written::Nothing);
+        let keeper = self.etcd.clone().map(|options| tokio::spawn(etcd::keep(options, seen, told)));
+        let lease = Lease { view: self.view.clone(), node: registration.node.clone(), wanted, written, keeper };
         lease.enter(&registration);
         lease
     }
@@ -116,6 +127,7 @@ pub struct Lease {
     view: Arc<watch::Sender<View>>,
     node: String,
     wanted: watch::Sender<Option<Registration>>,
+    written: watch::Receiver<Written>,
     keeper: Option<JoinHandle<()>>,
 }
 
@@ -132,6 +144,22 @@ impl Lease {
             self.enter(registration);
         }
         changed
+    }
+
+    /// Returns when the register says of the node what it was told last, or when it cannot be reached: a node that is
+    /// ready has been seen by those who watch before the next one leaves.
+    pub async fn settled(&self) {
+        if self.keeper.is_none() {
+            return;
+        }
+        let mut written = self.written.clone();
+        let settled = written.wait_for(|written| match written {
+            Written::Nothing => false,
+            Written::This(registration) => self.wanted.borrow().as_ref().is_none_or(|wanted| *wanted == **registration),
+            Written::OutOfReach => true,
+        });
+        // a keeper that has ended writes nothing any more
+        let _ = settled.await;
     }
 
     /// Leaves the register; returns when it is known there, or when it cannot be reached and the lease runs out.

@@ -60,6 +60,8 @@ pub async fn run(args: ConfigArgs) -> anyhow::Result<ExitCode> {
     let mut broken = false;
     if let Some(loaded) = loaded {
         loaded?;
+        // who rolls workers one after the other ends the next one when this one is ready: others must have heard of it
+        member.registrar().settled().await;
         readiness.set(true);
         tracing::info!(worker = name, address = %listening, "ready");
         broken = until_over(&member, &config, &mut shutdown).await;
