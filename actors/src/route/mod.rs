@@ -144,7 +144,9 @@ impl Router {
                     let route = route.clone();
                     async move { self.compute(route, &part, context).await }
                 };
-                return context.bound("waiting for the cache", plan.answer(cache, request, compute)).await;
+                // boxed, for requests that nothing is kept of would carry its size along
+                let answer = Box::pin(plan.answer(cache, request, compute));
+                return context.bound("waiting for the cache", answer).await;
             }
         }
         self.compute(route, request, context).await

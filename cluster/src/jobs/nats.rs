@@ -196,7 +196,8 @@ impl Nats {
         if let Some(ready) = self.ready.load_full() {
             return Ok(ready);
         }
-        let ready = Arc::new(self.make().await?);
+        // boxed, for whoever asks would carry its ten kilobytes along
+        let ready = Arc::new(Box::pin(self.make()).await?);
         self.ready.store(Some(ready.clone()));
         Ok(ready)
     }

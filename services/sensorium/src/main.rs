@@ -18,6 +18,11 @@ mod worker;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use mimalloc::MiMalloc;
+
+/// A request allocates and frees some kilobytes on every thread that it comes by, which glibc's arenas are slow at.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 /// A distributed, actor-based serving cluster for AI that sees, hears and reads.
 #[derive(Parser)]

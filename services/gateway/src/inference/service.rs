@@ -59,7 +59,7 @@ impl InferenceService {
         context: &sensorium_actors::request::Context,
     ) -> Result<ModelInferResponse> {
         let reply = match self.door.understanding.named(&incoming.request.model) {
-            Some(understanding) => understanding.infer(&incoming.request, context).await?,
+            Some(understanding) => Box::pin(understanding.infer(&incoming.request, context)).await?,
             None => self.door.router.infer(&incoming.request, context).await?,
         };
         encode(&self.door, &self.regions, &incoming.id, &incoming.wanted, reply).await
@@ -76,8 +76,8 @@ async fn encode(
     if wanted.is_empty() {
         return codec::encode(reply, id.to_owned(), wanted, regions, &[]);
     }
-    // a reply that nobody can describe any more is a reply all the same
-    let described = door.fleet.describe(&reply.model, Some(reply.version)).await.ok();
+    // a reply that nobody can describe any more is a reply all the same; boxed, since few requests ask for it
+    let described = Box::pin(door.fleet.describe(&reply.model, Some(reply.version))).await.ok();
     let labels = described.as_ref().map_or(&[][..], |described| &described.labels);
     codec::encode(reply, id.to_owned(), wanted, regions, labels)
 }
