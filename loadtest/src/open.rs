@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tokio::sync::Semaphore;
+use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::task::JoinSet;
 
 use crate::error::Result;
@@ -49,16 +50,11 @@ pub async fn run(target: &str, work: &Work, load: Load) -> Result<Report> {
     let window = Window { start, end: start + load.time };
     let mut all = Record::default();
     let mut calls: JoinSet<(Instant, Result<Outcome, tonic::Code>, Instant)> = JoinSet::new();
-    let mut arrivals = Arrivals::new(begin, load.rate, load.seed);
     let (first, mut number) = (first_number(), 0);
     let mut last = begin;
-    loop {
-        let due = arrivals.next();
-        if due >= window.end || (load.count > 0 && number >= load.count) {
-            break;
-        }
+    let mut arrivals = arrivals(Moments::new(begin, load.rate, load.seed), load.count, window.end);
+    while let Some(due) = arrivals.recv().await {
         last = due;
-        tokio::time::sleep_until(due.into()).await;
         // answers are taken while there is time, so that finished calls do not pile up
         while let Some(done) = calls.try_join_next() {
             settle(&mut all, &window, done);
@@ -95,17 +91,36 @@ fn settle(all: &mut Record, window: &Window, done: Done) {
     }
 }
 
+/// Tells of each moment when it has come. From a thread of its own, whose sleep is exact to some tens of microseconds:
+/// the runtime's timers are to a millisecond, and would make bursts of what comes apart.
+fn arrivals(mut moments: Moments, count: u64, end: Instant) -> UnboundedReceiver<Instant> {
+    let (tell, told) = tokio::sync::mpsc::unbounded_channel();
+    tokio::task::spawn_blocking(move || {
+        for number in 0.. {
+            let due = moments.next();
+            if due >= end || (count > 0 && number >= count) {
+                return;
+            }
+            std::thread::sleep(due.saturating_duration_since(Instant::now()));
+            if tell.send(due).is_err() {
+                return; // the run is over
+            }
+        }
+    });
+    told
+}
+
 /// A gap that outlasts every run, for rates next to nothing.
 const NEVER: Duration = Duration::from_secs(86_400);
 
 /// The moments of a Poisson process.
-struct Arrivals {
+struct Moments {
     at: Instant,
     rate: f64,
     random: StdRng,
 }
 
-impl Arrivals {
+impl Moments {
     fn new(start: Instant, rate: f64, seed: u64) -> Self {
         Self { at: start, rate, random: StdRng::seed_from_u64(seed) }
     }
@@ -123,13 +138,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn arrivals_keep_their_rate_and_are_not_even() {
+    fn moments_keep_their_rate_and_are_not_even() {
         let start = Instant::now();
-        let mut arrivals = Arrivals::new(start, 1000.0, 7);
-        let moments: Vec<Instant> = (0..10_000).map(|_| arrivals.next()).collect();
-        let seconds = moments[9999].duration_since(start).as_secs_f64();
+        let mut moments = Moments::new(start, 1000.0, 7);
+        let times: Vec<Instant> = (0..10_000).map(|_| moments.next()).collect();
+        let seconds = times[9999].duration_since(start).as_secs_f64();
         assert!((seconds - 10.0).abs() < 0.5, "{seconds}");
-        let gaps = moments.windows(2).map(|pair| pair[1].duration_since(pair[0]).as_secs_f64());
+        let gaps = times.windows(2).map(|pair| pair[1].duration_since(pair[0]).as_secs_f64());
         // the deviation of exponential gaps is their mean
         let deviation = (gaps.map(|gap| (gap - 0.001).powi(2)).sum::<f64>() / 9999.0).sqrt();
         assert!((deviation - 0.001).abs() < 0.0001, "{deviation}");
