@@ -156,14 +156,17 @@ impl Cluster {
     /// NATS for the gateways that are added from now on, which lets a task go to others after two seconds.
     #[must_use]
     pub async fn with_nats(mut self) -> Self {
-        self.nats = Some(Outside::nats().await);
+        self.nats = Some(Outside::nats(self.network.as_ref()).await);
         self.set("jobs.ack_seconds", "2")
     }
 
     /// Redis for the gateways that are added from now on.
     #[must_use]
     pub async fn with_redis(mut self) -> Self {
-        self.redis = Some(Outside::redis().await);
+        self.redis = Some(match &self.network {
+            Some(network) => Outside::redis_within(network).await,
+            None => Outside::redis().await,
+        });
         self
     }
 

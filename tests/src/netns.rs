@@ -139,7 +139,12 @@ impl Network {
 
     /// Two hosts no longer hear each other; both hear everybody else. One pair at a time.
     pub fn part(&self, one: &str, other: &str) {
-        let ports = [one, other].map(|host| self.port(host));
+        self.scatter(&[one, other]);
+    }
+
+    /// None of these hosts hears another of them any more; all hear everybody else. One group at a time.
+    pub fn scatter(&self, hosts: &[&str]) {
+        let ports = hosts.iter().map(|host| self.port(host));
         let mut changed = self.changed.lock().expect("no test has panicked with it");
         assert!(changed.is_empty(), "{changed:?} are not healed yet");
         // ports that are isolated exchange nothing with each other

@@ -9,7 +9,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::Identity;
+use crate::cluster::Place;
 use crate::etcd::program;
+use crate::netns::Network;
 use crate::process::Process;
 use crate::server::free_address;
 
@@ -20,15 +22,15 @@ const READY: Duration = Duration::from_secs(60);
 pub struct Outside {
     program: &'static str,
     folder: TempDir,
-    address: SocketAddr,
+    place: Place,
     arguments: Vec<String>,
     process: Option<Process>,
 }
 
 impl Outside {
-    /// NATS with JetStream.
-    pub async fn nats() -> Self {
-        Self::start("nats-server", |address, data| {
+    /// NATS with JetStream, on the host `nats` of a network if there is one.
+    pub async fn nats(network: Option<&Network>) -> Self {
+        Self::start_at(Place::of(network, "nats"), "nats-server", |address, data| {
             vec![
                 "-a".into(),
                 address.ip().to_string(),
@@ -49,7 +51,16 @@ impl Outside {
 
     /// Redis with further arguments.
     pub async fn redis_with(more: &[&str]) -> Self {
-        Self::start("redis-server", |address, data| {
+        Self::redis_at(Place::of(None, "redis"), more).await
+    }
+
+    /// The same on the host `redis` of a network.
+    pub async fn redis_within(network: &Network) -> Self {
+        Self::redis_at(Place::of(Some(network), "redis"), &[]).await
+    }
+
+    async fn redis_at(place: Place, more: &[&str]) -> Self {
+        Self::start_at(place, "redis-server", |address, data| {
             let (host, port) = (address.ip().to_string(), address.port().to_string());
             let own = ["--bind", &host, "--port", &port, "--dir", &data, "--save", "", "--appendonly", "no"];
             own.iter().chain(more).map(|&argument| argument.to_owned()).collect()
@@ -90,7 +101,7 @@ impl Outside {
 
     /// A sentinel that watches over `master`, under this name.
     pub async fn sentinel(master: &Self, name: &str) -> Self {
-        let watched = master.address;
+        let watched = master.address();
         Self::start("redis-server", |address, data| {
             let file = format!("{data}/sentinel.conf");
             let lines = [
@@ -104,18 +115,26 @@ impl Outside {
     }
 
     async fn start(program: &'static str, arguments: impl FnOnce(SocketAddr, String) -> Vec<String>) -> Self {
-        let (folder, address) = (TempDir::new().expect("a folder"), free_address());
+        Self::start_at(Place::of(None, program), program, arguments).await
+    }
+
+    async fn start_at(
+        place: Place,
+        program: &'static str,
+        arguments: impl FnOnce(SocketAddr, String) -> Vec<String>,
+    ) -> Self {
+        let folder = TempDir::new().expect("a folder");
         let data = folder.path().join("data");
         std::fs::create_dir(&data).expect("a folder");
-        let arguments = arguments(address, data.display().to_string());
-        let mut outside = Self { program, folder, address, arguments, process: None };
+        let arguments = arguments(place.addresses[0], data.display().to_string());
+        let mut outside = Self { program, folder, place, arguments, process: None };
         outside.resume().await;
         outside
     }
 
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
-        self.address
+        self.place.addresses[0]
     }
 
     /// Its process.
@@ -140,7 +159,7 @@ impl Outside {
 
     /// Starts it again, at the same place.
     pub async fn resume(&mut self) {
-        let mut process = Process::spawn(&program(self.program), &self.arguments, &[]);
+        let mut process = self.place.spawn(&program(self.program), &self.arguments);
         let until = Instant::now() + READY;
         while !self.answers().await {
             process.must_run();
@@ -153,7 +172,7 @@ impl Outside {
     /// Both say something to who says PING, whatever it is.
     async fn answers(&self) -> bool {
         let talk = async {
-            let mut stream = TcpStream::connect(self.address).await?;
+            let mut stream = TcpStream::connect(self.address()).await?;
             stream.write_all(b"PING\r\n").await?;
             stream.read_u8().await
         };

@@ -15,6 +15,7 @@ mod quotas;
 mod register;
 mod replicas;
 mod secure;
+mod subsets;
 
 use sensorium_tests::{Ask, Client, Cluster, Doors, Load, Repository};
 

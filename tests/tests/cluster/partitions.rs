@@ -3,8 +3,10 @@
 
 use std::time::Duration;
 
+use sensorium_tests::jobs::header;
 use sensorium_tests::{Client, Cluster, Link, Network, Node, Repository, eventually};
 
+use super::jobs::{complete, texts};
 use super::{load, none_failed};
 
 /// `identity` and `minilm` on two workers, each node and etcd on a host of its own; `wired` hosts hang on a cable that
@@ -160,5 +162,45 @@ async fn lost_packets_lose_no_request() {
     tokio::time::sleep(Duration::from_secs(5)).await;
     load.answers(100).await;
     load.recovered("5 % of the packets lost");
+    none_failed(load).await;
+}
+
+#[tokio::test]
+async fn a_gateway_that_is_cut_off_from_nats_and_redis_leaves_its_tasks_to_the_other() {
+    const ITEMS: usize = 500;
+    let hosts = ["etcd", "nats", "redis", "worker-0", "gateway-0", "gateway-1"];
+    let Some(network) = Network::start(&hosts, &[]) else { return };
+    let repository = Repository::new().with(&["identity", "minilm"]);
+    let cluster = Cluster::within(network, repository).await.set("understand.text_guard", "");
+    let cluster = cluster.with_nats().await.with_redis().await.of(2, 1).await;
+    let (parted, other) = (cluster.gateways[0].client().await, cluster.gateways[1].client().await);
+    let state = async |client: &Client, name: &str, wanted: &str| {
+        eventually("the state of what stands outside", async || {
+            let told = client.cluster().await.ok()?;
+            told.dependencies.iter().any(|of| of.name == name && of.state == wanted).then_some(())
+        })
+        .await;
+    };
+    state(&parted, "nats", "ok").await;
+    let load = load(&parted);
+    load.answers(30).await;
+    load.recovered("start");
+    let job = parted.submit(header("one"), texts("one", ITEMS)).await.unwrap();
+    let tasks = async |node: &Node| node.metric("sensorium_job_tasks_total", &[]).await;
+    eventually("it works on the job", async || (tasks(&cluster.gateways[0]).await > 5.0).then_some(())).await;
+    cluster.network().scatter(&["gateway-0", "nats", "redis"]);
+    // what it had in hand is done by the other
+    let over = eventually("the job is over", async || other.finish(&job.id).await.ok()).await;
+    complete(&other, &over, ITEMS).await;
+    state(&parted, "nats", "down").await;
+    load.answers(50).await;
+    load.recovered("partition of a gateway from NATS and Redis");
+    cluster.network().heal();
+    state(&parted, "nats", "ok").await;
+    let again = eventually("it knows the job", async || parted.submit(header("one"), texts("one", ITEMS)).await.ok());
+    assert_eq!(again.await.id, job.id);
+    let next = parted.submit(header("two"), texts("two", 50)).await.unwrap();
+    complete(&parted, &parted.finish(&next.id).await.unwrap(), 50).await;
+    load.recovered("its end");
     none_failed(load).await;
 }
