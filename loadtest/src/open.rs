@@ -93,6 +93,7 @@ fn settle(all: &mut Record, window: &Window, done: Done) {
 
 /// Tells of each moment when it has come. From a thread of its own, whose sleep is exact to some tens of microseconds:
 /// the runtime's timers are to a millisecond, and would make bursts of what comes apart.
+#[expect(clippy::disallowed_methods, reason = "on a thread of its own")]
 fn arrivals(mut moments: Moments, count: u64, end: Instant) -> UnboundedReceiver<Instant> {
     let (tell, told) = tokio::sync::mpsc::unbounded_channel();
     tokio::task::spawn_blocking(move || {
