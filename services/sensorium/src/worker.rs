@@ -53,15 +53,19 @@ pub async fn run(args: ConfigArgs) -> anyhow::Result<ExitCode> {
         })
     };
 
+    let loading = async {
+        load(&member, &config, |_, _| ()).await?;
+        // who rolls workers one after the other ends the next one when this one is ready: others must have heard of it
+        member.registrar().settled().await;
+        anyhow::Ok(())
+    };
     let loaded = tokio::select! {
-        loaded = load(&member, &config, |_, _| ()) => Some(loaded),
+        loaded = loading => Some(loaded),
         _ = shutdown.wait() => None,
     };
     let mut broken = false;
     if let Some(loaded) = loaded {
         loaded?;
-        // who rolls workers one after the other ends the next one when this one is ready: others must have heard of it
-        member.registrar().settled().await;
         readiness.set(true);
         tracing::info!(worker = name, address = %listening, "ready");
         broken = until_over(&member, &config, &mut shutdown).await;
