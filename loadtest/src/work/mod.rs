@@ -7,9 +7,10 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use sensorium_proto::inference::ModelInferRequest;
 use sensorium_proto::inference::grpc_inference_service_client::GrpcInferenceServiceClient;
+use sensorium_proto::inference::infer_parameter::ParameterChoice;
 use sensorium_proto::inference::model_infer_request::InferInputTensor;
+use sensorium_proto::inference::{InferParameter, ModelInferRequest};
 use sensorium_proto::v1::sensorium_client::SensoriumClient;
 use sensorium_proto::v1::{GenerateRequest, Sampling};
 use sensorium_proto::worker::worker_client::WorkerClient;
@@ -120,8 +121,8 @@ impl Work {
             }
             Self::Direct => return direct(client).await,
             Self::MinilmMixed => bytes_of("minilm", "text", text::of(text::mixed_length(number), number).into()),
-            Self::Image(image) => bytes_of("efficientnet-lite0", "image", image.clone()),
-            Self::Audio(model, clip) => bytes_of(model, "audio", clip.clone()),
+            Self::Image(image) => uncached(bytes_of("efficientnet-lite0", "image", image.clone())),
+            Self::Audio(model, clip) => uncached(bytes_of(model, "audio", clip.clone())),
             Self::Generate(tokens) => return generate(client, *tokens, number).await,
             Self::Mixed(kinds) => {
                 let which = usize::try_from(number & 0xffff_ffff).unwrap_or(0) % kinds.len().max(1);
@@ -177,6 +178,13 @@ fn bytes_of(model: &str, input: &str, value: Bytes) -> ModelInferRequest {
     raw.put_u32_le(u32::try_from(value.len()).unwrap_or(u32::MAX));
     raw.put(value);
     infer(model, input, "BYTES", vec![1], raw.freeze())
+}
+
+/// The same past every cache: there is but one file, and it is asked for again and again.
+fn uncached(mut request: ModelInferRequest) -> ModelInferRequest {
+    let never = InferParameter { parameter_choice: Some(ParameterChoice::BoolParam(false)) };
+    request.parameters.insert("cache".to_owned(), never);
+    request
 }
 
 async fn generate(client: &mut Client, tokens: u32, number: u64) -> Result<Outcome, Status> {
