@@ -37,8 +37,9 @@ cluster: setup-tests build ## Starts etcd, NATS, Redis, two gateways and three w
 	@$(with_env) cluster/local/cluster.sh up "$(binary)"
 
 .PHONY: cluster-roll
-cluster-roll: ## Restarts every gateway and worker of it, one after the other.
-	@$(with_env) cluster/local/cluster.sh roll
+cluster-roll: setup ## Restarts every gateway and worker of it under load, one after the other.
+	@$(with_env) cargo build --release --locked -p sensorium-loadtest
+	@$(with_env) cluster/local/cluster.sh roll "$(target)/release/loadtest"
 
 .PHONY: cluster-down
 cluster-down: ## Stops exactly those.

@@ -2,7 +2,9 @@
 # A cluster on this machine: etcd, NATS, Redis, two gateways and three workers, each a process of its own, on loopback.
 #
 #   cluster.sh up BINARY   starts it, shows it come up, and leaves it running
-#   cluster.sh roll        restarts every worker and gateway, one after the other, each drained first
+#   cluster.sh roll [LOADTEST]
+#                          restarts every worker and gateway, one after the other, each drained first; with the load
+#                          generator's binary under load, of which no request may fail
 #   cluster.sh down        stops exactly those processes
 #
 # Process ids, logs and data lie in ${SENSORIUM_CLUSTER:-~/.cache/sensorium/cluster}.
@@ -128,19 +130,38 @@ down() {
     for name in "${gateways[@]}" "${workers[@]}" redis nats etcd; do stop "$name"; done
 }
 
-roll() {
+# Asks both gateways until they have been rolled; a request that one refuses is asked again at the other.
+ask() { # LOADTEST
+    while [[ ! -e $folder/rolled ]]; do
+        "$1" run --target http://127.0.0.1:8001,http://127.0.0.1:8011 --work minilm --connections 2 --streams 4 \
+            --warm-up 0 --seconds 5 >> "$folder/load.log" 2>&1 || return 1
+    done
+}
+
+roll() { # [LOADTEST]
     binary=$(cat "$folder/binary")
-    local name
+    rm -f "$folder/rolled" "$folder/load.log"
+    local name asking=
+    if [[ -n ${1:-} ]]; then
+        ask "$1" &
+        asking=$!
+        sleep 2
+    fi
     for name in "${workers[@]}" "${gateways[@]}"; do
         stop "$name"
         launch "$name"
         ready "$name"
     done
+    if [[ -n $asking ]]; then
+        touch "$folder/rolled"
+        wait "$asking" || fail "requests failed meanwhile: $(tail -n 3 "$folder/load.log")"
+        say "$(awk '/ requests in / { sum += $2 } END { print sum }' "$folder/load.log") requests meanwhile, none failed"
+    fi
 }
 
 case ${1:-} in
     up) up "${2:?the binary}" ;;
-    roll) roll ;;
+    roll) roll "${2:-}" ;;
     down) down ;;
-    *) sed -n '2,8s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 2 ;;
+    *) sed -n '2,10s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 2 ;;
 esac

@@ -49,7 +49,8 @@ pub(crate) enum Kind {
 
 #[derive(Args)]
 pub(crate) struct Run {
-    /// gRPC address of the server.
+    /// gRPC address of the server; of several gateways with commas between them, whoever is refused by one turns to the
+    /// next.
     #[arg(long, env = "SENSORIUM_SERVER", default_value = "http://127.0.0.1:8001")]
     pub(crate) target: String,
     /// What to ask.

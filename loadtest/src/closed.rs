@@ -6,7 +6,7 @@ use tokio::task::JoinSet;
 
 use crate::error::Result;
 use crate::record::{Mode, Record, Report, Window};
-use crate::work::{CALLER, Client, Work, first_number};
+use crate::work::{CALLER, Doors, Work, first_number};
 
 /// How many callers, and how long.
 #[derive(Clone, Copy, Debug)]
@@ -21,14 +21,14 @@ pub struct Load {
     pub time: Duration,
 }
 
-/// Runs `work` against `target`.
+/// Runs `work` against `target`: a gateway, or several with commas between them.
 ///
 /// # Errors
 /// If nobody answers at `target`. Requests that fail are counted in the report.
 pub async fn run(target: &str, work: &Work, load: Load) -> Result<Report> {
     let mut clients = Vec::with_capacity(load.connections);
     for _ in 0..load.connections {
-        clients.push(Client::connect(target).await?);
+        clients.push(Doors::connect(target).await?);
     }
     let start = Instant::now() + load.warm_up;
     let window = Window { start, end: start + load.time };
@@ -52,14 +52,14 @@ pub async fn run(target: &str, work: &Work, load: Load) -> Result<Report> {
 }
 
 /// One caller. The request that is in flight at the end is waited for, and counts by its share.
-async fn call(mut client: Client, work: Work, window: Window, mut number: u64) -> Record {
+async fn call(mut doors: Doors, work: Work, window: Window, mut number: u64) -> Record {
     let mut record = Record::default();
     loop {
         let begin = Instant::now();
         if begin >= window.end {
             return record;
         }
-        let result = work.call(&mut client, number).await.map_err(|status| status.code());
+        let result = doors.call(&work, number).await.map_err(|status| status.code());
         let failed = result.is_err();
         record.note(&window, begin, Instant::now(), result);
         number += 1;

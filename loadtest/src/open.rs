@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 
 use crate::error::Result;
 use crate::record::{Mode, Record, Report, Window};
-use crate::work::{Client, Outcome, Work, first_number};
+use crate::work::{Doors, Outcome, Work, first_number};
 
 /// Arrivals, and their bounds.
 #[derive(Clone, Copy, Debug)]
@@ -35,14 +35,14 @@ pub struct Load {
     pub seed: u64,
 }
 
-/// Runs `work` against `target`.
+/// Runs `work` against `target`: a gateway, or several with commas between them.
 ///
 /// # Errors
 /// If nobody answers at `target`. Requests that fail are counted in the report.
 pub async fn run(target: &str, work: &Work, load: Load) -> Result<Report> {
     let mut clients = Vec::with_capacity(load.connections.max(1));
     for _ in 0..load.connections.max(1) {
-        clients.push(Client::connect(target).await?);
+        clients.push(Doors::connect(target).await?);
     }
     let permits = Arc::new(Semaphore::new(load.outstanding.min(Semaphore::MAX_PERMITS)));
     let begin = Instant::now();
@@ -64,9 +64,9 @@ pub async fn run(target: &str, work: &Work, load: Load) -> Result<Report> {
             Err(_) => {}
             Ok(permit) => {
                 let which = usize::try_from(number).unwrap_or(0) % clients.len();
-                let (mut client, work) = (clients[which].clone(), work.clone());
+                let (mut doors, work) = (clients[which].clone(), work.clone());
                 calls.spawn(async move {
-                    let result = work.call(&mut client, first + number).await.map_err(|status| status.code());
+                    let result = doors.call(&work, first + number).await.map_err(|status| status.code());
                     drop(permit);
                     (due, result, Instant::now())
                 });

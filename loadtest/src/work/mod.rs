@@ -1,5 +1,6 @@
 //! Kinds of work: what a request asks, and what counts as its answer.
 
+mod doors;
 pub mod text;
 
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use sensorium_proto::worker::{InferRequest, Tensor};
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 
+pub use self::doors::Doors;
 use crate::error::{Error, Result};
 
 /// Bits of a request's number below those of its caller.
@@ -47,15 +49,27 @@ impl Client {
     /// Connects now, so that a wrong address is an error here and not in the figures.
     pub async fn connect(target: &str) -> Result<Self> {
         let fail = |source| Error::Connect { target: target.to_owned(), source };
-        let endpoint = Endpoint::from_shared(target.to_owned()).map_err(fail)?.tcp_nodelay(true);
-        let endpoint = endpoint.initial_stream_window_size(1 << 20).initial_connection_window_size(8 << 20);
-        let channel = endpoint.connect().await.map_err(fail)?;
-        Ok(Self {
+        Ok(Self::over(endpoint(target)?.connect().await.map_err(fail)?))
+    }
+
+    /// Connects with the first request.
+    pub fn lazy(target: &str) -> Result<Self> {
+        Ok(Self::over(endpoint(target)?.connect_lazy()))
+    }
+
+    fn over(channel: Channel) -> Self {
+        Self {
             inference: GrpcInferenceServiceClient::new(channel.clone()).max_decoding_message_size(MAX_ANSWER),
             sensorium: SensoriumClient::new(channel.clone()).max_decoding_message_size(MAX_ANSWER),
             worker: WorkerClient::new(channel).max_decoding_message_size(MAX_ANSWER),
-        })
+        }
     }
+}
+
+fn endpoint(target: &str) -> Result<Endpoint> {
+    let fail = |source| Error::Connect { target: target.to_owned(), source };
+    let endpoint = Endpoint::from_shared(target.to_owned()).map_err(fail)?.tcp_nodelay(true);
+    Ok(endpoint.initial_stream_window_size(1 << 20).initial_connection_window_size(8 << 20))
 }
 
 /// What a successful request brought.
