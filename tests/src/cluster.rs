@@ -163,10 +163,7 @@ impl Cluster {
     /// Redis for the gateways that are added from now on.
     #[must_use]
     pub async fn with_redis(mut self) -> Self {
-        self.redis = Some(match &self.network {
-            Some(network) => Outside::redis_within(network).await,
-            None => Outside::redis().await,
-        });
+        self.redis = Some(Outside::redis(self.network.as_ref()).await);
         self
     }
 

@@ -44,19 +44,14 @@ impl Outside {
         .await
     }
 
-    /// Redis without a password.
-    pub async fn redis() -> Self {
-        Self::redis_with(&[]).await
+    /// Redis without a password, on the host `redis` of a network if there is one.
+    pub async fn redis(network: Option<&Network>) -> Self {
+        Self::redis_at(Place::of(network, "redis"), &[]).await
     }
 
     /// Redis with further arguments.
     pub async fn redis_with(more: &[&str]) -> Self {
         Self::redis_at(Place::of(None, "redis"), more).await
-    }
-
-    /// The same on the host `redis` of a network.
-    pub async fn redis_within(network: &Network) -> Self {
-        Self::redis_at(Place::of(Some(network), "redis"), &[]).await
     }
 
     async fn redis_at(place: Place, more: &[&str]) -> Self {

@@ -240,15 +240,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_sequence_that_failed_in_company_gets_a_replica_for_itself() {
-        let manifest = r#"
-            name = "g"
-            modality = "text"
-            engine = "builtin"
-            pipeline = "text-generation"
-            inputs = [{ name = "prompt", datatype = "BYTES", shape = [-1] }]
-            outputs = [{ name = "text", datatype = "BYTES", shape = [-1] }]
-        "#;
-        let manifest = Arc::new(Manifest::parse(manifest, std::path::Path::new("model.toml")).unwrap());
+        let manifest = Arc::new(Manifest::generator(""));
         let metrics = Arc::new(VersionMetrics::new(&manifest, 1));
         let args = Arguments { manifest, depth: Arc::default(), metrics };
         let (batcher, _) = Actor::spawn(None, Batcher, args).await.unwrap();

@@ -210,3 +210,19 @@ impl Manifest {
         Ok(manifest)
     }
 }
+
+#[cfg(test)]
+impl Manifest {
+    /// Of a model `m` that generates text, with further lines.
+    pub(crate) fn generator(more: &str) -> Self {
+        let text = r#"
+            name = "m"
+            modality = "text"
+            engine = "builtin"
+            pipeline = "text-generation"
+            inputs = [{ name = "prompt", datatype = "BYTES", shape = [-1] }]
+            outputs = [{ name = "text", datatype = "BYTES", shape = [-1] }]
+        "#;
+        Self::parse(&format!("{text}{more}"), Path::new("model.toml")).unwrap()
+    }
+}

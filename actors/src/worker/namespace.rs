@@ -33,21 +33,9 @@ mod tests {
 
     use super::*;
 
-    fn manifest(more: &str) -> Manifest {
-        let toml = r#"
-            name = "m"
-            modality = "text"
-            engine = "builtin"
-            pipeline = "text-generation"
-            inputs = [{ name = "prompt", datatype = "BYTES", shape = [-1] }]
-            outputs = [{ name = "text", datatype = "BYTES", shape = [-1] }]
-        "#;
-        Manifest::parse(&format!("{toml}{more}"), Path::new("model.toml")).unwrap()
-    }
-
     #[test]
     fn other_manifests_versions_names_and_contents_have_other_names() {
-        let (plain, safe) = (manifest(""), manifest("cache = true"));
+        let (plain, safe) = (Manifest::generator(""), Manifest::generator("cache = true"));
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
         let of = |manifest: &Manifest, version| super::of(manifest, version, folder.path()).unwrap();
@@ -72,6 +60,6 @@ mod tests {
 
     #[test]
     fn what_cannot_be_read_is_an_error() {
-        assert!(of(&manifest(""), 1, Path::new("/nowhere")).is_err());
+        assert!(of(&Manifest::generator(""), 1, Path::new("/nowhere")).is_err());
     }
 }

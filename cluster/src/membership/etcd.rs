@@ -173,9 +173,8 @@ pub(super) async fn keep(
     let mut backoff = options.backoff();
     let mut told = String::new();
     loop {
-        let mut registered = false;
-        let Err(error) = hold(&options, &mut wanted, &written, &mut registered).await else { return };
-        written.send_replace(Written::OutOfReach);
+        let Err(error) = hold(&options, &mut wanted, &written).await else { return };
+        let registered = matches!(written.send_replace(Written::OutOfReach), Written::This(_));
         let error = error.to_string();
         if registered || error != told {
             tracing::warn!(error, "not registered, trying again");
@@ -202,28 +201,27 @@ async fn hold(
     options: &Etcd,
     wanted: &mut watch::Receiver<Option<Registration>>,
     written: &watch::Sender<Written>,
-    registered: &mut bool,
 ) -> Result<()> {
     let mut client = options.connect().await?;
     let seconds = i64::try_from(options.lease.as_secs_f64().ceil() as u64).unwrap_or(10).max(1);
     let lease = within(client.lease_grant(seconds, None)).await?.id();
     let (mut keeper, mut answers) = within(client.lease_keep_alive(lease)).await?;
     let mut renew = tokio::time::interval(options.lease / 3);
-    let mut last: Option<Registration> = None;
     loop {
         let now = wanted.borrow_and_update().clone();
         let Some(now) = now else {
             within(client.lease_revoke(lease)).await?;
             return Ok(());
         };
-        if last.as_ref() != Some(&now) {
+        // what is written is on this lease: another one begins with nothing, or out of reach
+        let known = matches!(&*written.borrow(), Written::This(known) if **known == now);
+        if !known {
             let put = PutOptions::new().with_lease(lease);
             within(client.put(options.key(&now.node), serde_json::to_vec(&now)?, Some(put))).await?;
-            if !std::mem::replace(registered, true) {
-                tracing::info!(node = now.node, lease, "registered");
+            let node = now.node.clone();
+            if !matches!(written.send_replace(Written::This(Box::new(now))), Written::This(_)) {
+                tracing::info!(node, lease, "registered");
             }
-            written.send_replace(Written::This(Box::new(now.clone())));
-            last = Some(now);
         }
         tokio::select! {
             _ = renew.tick() => {

@@ -149,16 +149,13 @@ impl Lease {
     /// Returns when the register says of the node what it was told last, or when it cannot be reached: a node that is
     /// ready has been seen by those who watch before the next one leaves.
     pub async fn settled(&self) {
-        if self.keeper.is_none() {
-            return;
-        }
         let mut written = self.written.clone();
         let settled = written.wait_for(|written| match written {
             Written::Nothing => false,
             Written::This(registration) => self.wanted.borrow().as_ref().is_none_or(|wanted| *wanted == **registration),
             Written::OutOfReach => true,
         });
-        // a keeper that has ended writes nothing any more
+        // without a keeper, or when it has ended, nothing is written any more
         let _ = settled.await;
     }
 
@@ -204,6 +201,7 @@ mod tests {
         let membership = Membership::embedded();
         let mut view = membership.watch();
         let lease = membership.register(worker(&["minilm"]));
+        lease.settled().await; // nobody has to write it anywhere
         assert!(view.has_changed().unwrap());
         assert_eq!(view.borrow_and_update()["w1"].models[0].name, "minilm");
         assert!(!lease.update(|registration| registration.draining = false));

@@ -175,7 +175,7 @@ async fn redis_may_ask_for_a_password_be_a_cluster_or_stand_behind_sentinels() {
     let url = format!("redis+cluster://{}", sharded.address());
     uses(&sharded, &url, &[far, patient], async || stored(&sharded).await).await;
 
-    let master = Outside::redis().await;
+    let master = Outside::redis(None).await;
     let sentinel = Outside::sentinel(&master, "answers").await;
     let url = format!("redis+sentinel://{}/answers", sentinel.address());
     uses(&master, &url, &[far, patient], async || stored(&master).await).await;
