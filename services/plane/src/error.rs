@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use h2::Reason;
 use prost::Message;
 use sensorium_actors::error::Error;
 use sensorium_proto::worker;
@@ -9,7 +10,7 @@ use tonic::metadata::MetadataValue;
 use tonic::{Code, Status};
 
 use crate::status::from_error;
-use crate::tls::Unreached;
+use crate::connection::Unreached;
 
 /// The trailer that carries the whole error; code and message of the status are for people and proxies.
 const TRAILER: &str = "sensorium-error-bin";
@@ -96,8 +97,13 @@ pub fn from_status(worker: &str, status: &Status) -> Error {
     }
 }
 
-/// A status that no worker of ours has written. A connection that could not be made never reached it; one that broke
-/// may have.
+/// Whether the worker itself has written the status. What failed on the way to it has a cause on this side.
+pub fn is_answer(status: &Status) -> bool {
+    std::error::Error::source(status).is_none()
+}
+
+/// A status that no worker of ours has written. A connection that could not be made never reached it, and what it says it
+/// has not begun it did not; a connection that broke may have.
 fn from_transport(worker: &str, status: &Status) -> Error {
     if status.code() == Code::DeadlineExceeded {
         return Error::DeadlineExceeded { stage: format!("waiting for {worker}") };
@@ -106,9 +112,8 @@ fn from_transport(worker: &str, status: &Status) -> Error {
     let mut unreachable = false;
     let mut text = status.message().to_owned();
     while let Some(error) = cause {
-        let io = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
-        unreachable |= io == Some(std::io::ErrorKind::ConnectionRefused);
-        unreachable |= error.is::<tower::timeout::error::Elapsed>() || error.is::<Unreached>();
+        unreachable |= error.is::<Unreached>();
+        unreachable |= error.downcast_ref::<h2::Error>().is_some_and(was_not_begun);
         text = format!("{text}: {error}");
         cause = error.source();
     }
@@ -118,6 +123,13 @@ fn from_transport(worker: &str, status: &Status) -> Error {
         message: format!("{worker} is out of reach: {text}"),
         retry_after: Duration::from_millis(200),
     }
+}
+
+/// A stream that was refused, or came after the last that a worker on its way out still takes.
+fn was_not_begun(error: &h2::Error) -> bool {
+    error.is_remote()
+        && (error.reason() == Some(Reason::REFUSED_STREAM)
+            || error.is_go_away() && error.reason() == Some(Reason::NO_ERROR))
 }
 
 #[cfg(test)]

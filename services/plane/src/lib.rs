@@ -7,6 +7,7 @@
 #![allow(unreachable_pub)]
 
 mod admin;
+mod connection;
 mod convert;
 mod deadline;
 mod error;

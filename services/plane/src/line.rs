@@ -9,26 +9,24 @@ use parking_lot::Mutex;
 use sensorium_cluster::membership::Link;
 use tokio::sync::watch;
 use tokio::time::Instant;
-use tonic::transport::Channel;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
+use crate::connection::{Connection, Way};
+use crate::error::is_answer;
 use crate::remote::Dial;
 
 /// How often a worker that is suspected is asked whether it is there, and how long it may take to say so.
 const PROBE: Duration = Duration::from_millis(250);
 const PROBE_ANSWER: Duration = Duration::from_secs(1);
 
-/// Makes a connection that is not dialed before it is used.
-pub(crate) type Dialer = Box<dyn Fn() -> Channel + Send + Sync>;
-
 /// See the module.
 pub(crate) struct Line {
-    dialer: Dialer,
+    way: Arc<Way>,
     connections: usize,
     idle: Duration,
     link: watch::Receiver<Link>,
-    open: Mutex<Option<Vec<Channel>>>,
+    open: Mutex<Option<Vec<Connection>>>,
     next: AtomicUsize,
     born: Instant,
     /// When it was last called, in milliseconds after `born`.
@@ -37,10 +35,11 @@ pub(crate) struct Line {
 }
 
 impl Line {
-    /// A line that is not open yet. `reachable` is what is known of the worker beforehand.
-    pub(crate) fn new(dialer: Dialer, reachable: bool, dial: &Dial, link: watch::Receiver<Link>) -> Arc<Self> {
+    /// A line that is not open yet.
+    pub(crate) fn new(way: Way, dial: &Dial, link: watch::Receiver<Link>) -> Arc<Self> {
+        let reachable = way.barred.is_none();
         Arc::new(Self {
-            dialer,
+            way: Arc::new(way),
             connections: dial.connections.max(1),
             idle: dial.idle,
             link,
@@ -53,16 +52,16 @@ impl Line {
     }
 
     /// A connection for a call: they take turns.
-    pub(crate) fn channel(self: &Arc<Self>) -> Channel {
+    pub(crate) fn connection(self: &Arc<Self>) -> Connection {
         let turn = self.next.fetch_add(1, Relaxed) % self.connections;
         let mut open = self.open.lock();
         self.used.store(self.now(), Relaxed);
-        if let Some(channels) = open.as_ref() {
-            return channels[turn].clone();
+        if let Some(connections) = open.as_ref() {
+            return connections[turn].clone();
         }
-        let channels: Vec<Channel> = (0..self.connections).map(|_| (self.dialer)()).collect();
-        tokio::spawn(watch_over(Arc::downgrade(self), channels[0].clone()));
-        open.insert(channels)[turn].clone()
+        let connections: Vec<Connection> = (0..self.connections).map(|_| Connection::new(self.way.clone())).collect();
+        tokio::spawn(watch_over(Arc::downgrade(self), connections[0].clone()));
+        open.insert(connections)[turn].clone()
     }
 
     /// Whether the worker can be reached, as its calls have told.
@@ -93,8 +92,8 @@ impl Line {
 }
 
 /// Asks a worker whether it is there, while it is suspected or the register is out of reach. Ends with the connections.
-async fn watch_over(line: Weak<Line>, channel: Channel) {
-    let mut health = HealthClient::new(channel);
+async fn watch_over(line: Weak<Line>, connection: Connection) {
+    let mut health = HealthClient::with_origin(connection.clone(), connection.origin());
     let mut missed = 0;
     loop {
         tokio::time::sleep(PROBE).await;
@@ -110,7 +109,7 @@ async fn watch_over(line: Weak<Line>, channel: Channel) {
         // whatever it answers, it is there
         let there = match tokio::time::timeout(PROBE_ANSWER, answer).await {
             Ok(Ok(_)) => true,
-            Ok(Err(status)) => status.code() != tonic::Code::Unavailable,
+            Ok(Err(status)) => is_answer(&status),
             Err(_) => false,
         };
         missed = if there { 0 } else { missed + 1 };
@@ -127,7 +126,7 @@ mod tests {
     use std::net::SocketAddr;
 
     use tokio::net::TcpListener;
-    use tonic::transport::{Endpoint, Server};
+    use tonic::transport::Server;
     use tonic_health::ServingStatus;
     use tonic_health::server::HealthReporter;
 
@@ -153,15 +152,19 @@ mod tests {
     }
 
     fn line(address: SocketAddr, idle: Duration) -> Arc<Line> {
-        let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
         let (told, link) = watch::channel(Link::Current);
         drop(told);
-        Line::new(Box::new(move || endpoint.connect_lazy()), true, &Dial { idle, ..Dial::default() }, link)
+        let dial = Dial { idle, ..Dial::default() };
+        Line::new(dial.way(format!("http://{address}").parse().unwrap(), None), &dial, link)
+    }
+
+    fn client(line: &Arc<Line>) -> HealthClient<Connection> {
+        let connection = line.connection();
+        HealthClient::with_origin(connection.clone(), connection.origin())
     }
 
     async fn call(line: &Arc<Line>) {
-        let answer = HealthClient::new(line.channel()).check(HealthCheckRequest { service: String::new() }).await;
-        answer.unwrap();
+        client(line).check(HealthCheckRequest { service: String::new() }).await.unwrap();
     }
 
     async fn closed(line: &Line) {
@@ -192,7 +195,7 @@ mod tests {
         let (address, _, reporter) = server().await;
         let line = line(address, Duration::from_millis(50));
         let request = HealthCheckRequest { service: String::new() };
-        let mut stream = HealthClient::new(line.channel()).watch(request).await.unwrap().into_inner();
+        let mut stream = client(&line).watch(request).await.unwrap().into_inner();
         stream.message().await.unwrap().unwrap();
         closed(&line).await;
         reporter.set_service_status("", ServingStatus::NotServing).await;
@@ -204,7 +207,7 @@ mod tests {
     async fn a_worker_that_is_suspected_is_watched_until_it_is_back() {
         let (address, ..) = server().await;
         let line = line(address, Duration::ZERO);
-        drop(line.channel());
+        drop(line.connection());
         assert!(line.suspect() && !line.is_reachable());
         let back = async {
             while !line.is_reachable() {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
+use http::Uri;
 use sensorium_actors::error::{Error, Result};
 use sensorium_actors::request::{Context, Reply, ReplyStream, Request};
 use sensorium_actors::route::client::Client;
@@ -23,11 +24,11 @@ use sensorium_proto::worker::worker_client::WorkerClient;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tonic::Status;
-use tonic::transport::{Channel, Endpoint};
 
+use crate::connection::{Connection, Way};
 use crate::line::Line;
 use crate::member::{Description, Member};
-use crate::tls::{self, ClientTls};
+use crate::tls::ClientTls;
 use crate::{convert, error, inject_trace};
 
 /// How long an operator's question may take; loading a model takes longer.
@@ -60,6 +61,14 @@ impl Default for Dial {
             max_message_bytes: 256 << 20,
             tls: None,
         }
+    }
+}
+
+impl Dial {
+    /// The way to `origin`, unless something bars it.
+    pub(crate) fn way(&self, origin: Uri, barred: Option<&'static str>) -> Way {
+        let Self { keep_alive, keep_alive_timeout, .. } = *self;
+        Way { origin, tls: self.tls.clone(), barred, keep_alive, keep_alive_timeout }
     }
 }
 
@@ -99,43 +108,30 @@ impl RemoteMember {
     /// If the address is none.
     pub fn new(registration: &Registration, dial: &Dial, link: watch::Receiver<Link>) -> Result<Arc<Self>> {
         let (name, address) = (registration.node.as_str(), registration.address.as_str());
-        let bad = |error: &dyn std::fmt::Display| Error::Internal(format!("address '{address}' of {name}: {error}"));
-        let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|error| bad(&error))?;
-        let endpoint = endpoint
-            .connect_timeout(Duration::from_secs(1))
-            .tcp_nodelay(true)
-            .http2_keep_alive_interval(dial.keep_alive)
-            .keep_alive_timeout(dial.keep_alive_timeout)
-            .keep_alive_while_idle(true)
-            .initial_stream_window_size(1 << 20)
-            .initial_connection_window_size(8 << 20);
-        let why = mismatch(registration, dial);
-        if let Some(why) = why {
+        let scheme = if dial.tls.is_some() { "https" } else { "http" };
+        let origin = format!("{scheme}://{address}").parse();
+        let origin = origin.map_err(|error| Error::Internal(format!("address '{address}' of {name}: {error}")))?;
+        let barred = mismatch(registration, dial);
+        if let Some(why) = barred {
             tracing::error!(worker = name, why, "worker cannot be called");
         }
-        let tls = dial.tls.clone();
-        let channel = move || match (&tls, why) {
-            (_, Some(why)) => tls::mismatch(&endpoint, why),
-            (Some(tls), None) => tls.channel(&endpoint),
-            (None, None) => endpoint.connect_lazy(),
-        };
-        let line = Line::new(Box::new(channel), why.is_none(), dial, link);
+        let line = Line::new(dial.way(origin, barred), dial, link);
         let reach = Reach { worker: name.into(), line };
         Ok(Arc::new(Self { max_message_bytes: dial.max_message_bytes, reach }))
     }
 
-    fn channel(&self) -> Channel {
-        self.reach.line.channel()
-    }
-
-    fn client(&self) -> WorkerClient<Channel> {
-        WorkerClient::new(self.channel())
+    fn client(&self) -> WorkerClient<Connection> {
+        let connection = self.reach.line.connection();
+        let origin = connection.origin();
+        WorkerClient::with_origin(connection, origin)
             .max_decoding_message_size(self.max_message_bytes)
             .max_encoding_message_size(usize::MAX)
     }
 
-    fn admin(&self) -> AdminClient<Channel> {
-        AdminClient::new(self.channel()).max_decoding_message_size(self.max_message_bytes)
+    fn admin(&self) -> AdminClient<Connection> {
+        let connection = self.reach.line.connection();
+        let origin = connection.origin();
+        AdminClient::with_origin(connection, origin).max_decoding_message_size(self.max_message_bytes)
     }
 
     async fn ask<T>(

@@ -9,7 +9,6 @@ mod pem;
 
 pub use accept::{Connection, incoming};
 pub use dial::ClientTls;
-pub(crate) use dial::{Unreached, mismatch};
 
 use std::path::PathBuf;
 use std::sync::Arc;
