@@ -46,14 +46,14 @@ pub fn transcripts() -> Vec<(String, String)> {
     clips
 }
 
-/// Fixtures of the media crate: every container, a second of sine or a small picture.
+/// Fixtures of the media crate, from where this package's tests run: every container, a second of sine or a small picture.
 pub fn fixture(name: &str) -> Vec<u8> {
-    read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../actors/media/tests/fixtures").join(name))
+    read(&Path::new("../actors/media/tests/fixtures").join(name))
 }
 
 /// What another implementation says.
 pub fn reference(name: &str) -> Value {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("reference").join(format!("{name}.json"));
+    let path = Path::new("reference").join(format!("{name}.json"));
     serde_json::from_slice(&read(&path)).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 

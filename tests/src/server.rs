@@ -1,7 +1,7 @@
 //! The real binary on free ports.
 
 use std::net::{SocketAddr, TcpListener};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -142,7 +142,7 @@ impl Server {
 
 /// The binary under test.
 pub(crate) fn binary() -> PathBuf {
-    let default = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/release/sensorium");
+    let default = || std::path::absolute("../target/release/sensorium").unwrap_or_default();
     let path = std::env::var_os("SENSORIUM_BINARY").map_or_else(default, PathBuf::from);
     assert!(
         path.is_file(),

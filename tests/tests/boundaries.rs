@@ -9,7 +9,8 @@ use std::process::Command;
 use toml::Table;
 
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+    // tests run in the root of their package
+    fs::canonicalize("..").unwrap()
 }
 
 fn toml(path: &Path) -> Table {

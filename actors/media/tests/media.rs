@@ -28,13 +28,13 @@ fn set_up(variable: &str, name: &str) -> PathBuf {
 
 /// An answer of another implementation, from the repository's `tests/reference`.
 fn reference(name: &str) -> serde_json::Value {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/reference").join(format!("{name}.json"));
+    let path = Path::new("../../tests/reference").join(format!("{name}.json"));
     let text = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     serde_json::from_slice(&text).unwrap()
 }
 
-/// A file of `tests/fixtures`.
+/// A file of `tests/fixtures`. Tests run in the root of their package.
 fn fixture(name: &str) -> Vec<u8> {
-    let path = format!("{}/tests/fixtures/{name}", env!("CARGO_MANIFEST_DIR"));
+    let path = format!("tests/fixtures/{name}");
     std::fs::read(&path).unwrap_or_else(|error| panic!("cannot read the fixture {path}: {error}"))
 }

@@ -276,6 +276,14 @@ impl Jobs {
             Store::Disk(_) => Health::Embedded,
         }
     }
+
+    /// Resolves when the store has been reached for the first time, or is out of reach: after two seconds.
+    pub async fn settled(&self) {
+        match &*self.store {
+            Store::Nats(nats) => nats.settled().await,
+            Store::Disk(_) => {}
+        }
+    }
 }
 
 fn relay(events: &Mutex<HashMap<String, broadcast::Sender<String>>>, subject: &str, text: &str) {

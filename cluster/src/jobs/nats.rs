@@ -31,6 +31,8 @@ use crate::health::Health;
 
 /// How long an answer of NATS may take.
 const ANSWER: Duration = Duration::from_secs(5);
+/// How long a process that starts waits for NATS before it goes on without.
+const FIRST: Duration = Duration::from_secs(2);
 /// How long a pull waits for a message.
 const PULL: Duration = Duration::from_secs(1);
 /// For so long equal ids are one message.
@@ -174,6 +176,11 @@ impl Nats {
             None => Health::Ok,
             Some(since) => Health::Down { since },
         }
+    }
+
+    pub(super) async fn settled(&self) {
+        let mut down_since = self.down_since.clone();
+        let _ = tokio::time::timeout(FIRST, down_since.wait_for(Option::is_none)).await;
     }
 
     pub(super) fn patience(&self) -> Duration {

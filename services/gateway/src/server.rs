@@ -8,12 +8,13 @@ use sensorium_actors::jobs::Jobs;
 use sensorium_actors::jobs::intake::Intake;
 use sensorium_actors::route::Router;
 use sensorium_actors::understand::Understanding;
-use sensorium_plane::tls::{self, ServerTls};
-use sensorium_plane::{AdminService, Cluster, Fleet};
+use sensorium_plane::tls::ServerTls;
+use sensorium_plane::{AdminService, Cluster, Fleet, deal};
 use sensorium_proto::admin::admin_server::AdminServer;
 use sensorium_proto::inference::grpc_inference_service_server::GrpcInferenceServiceServer;
 use sensorium_proto::v1::jobs_server::JobsServer;
 use sensorium_proto::v1::sensorium_server::SensoriumServer;
+use sensorium_runtime::lanes::Lanes;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tonic::codec::CompressionEncoding;
@@ -103,12 +104,13 @@ impl Door {
     }
 }
 
-/// Serves until `shutdown` resolves; then finishes what is in flight.
+/// Serves on all lanes until `shutdown` resolves; then finishes what is in flight.
 pub async fn serve(
     door: Arc<Door>,
     settings: Settings,
+    lanes: &Lanes,
     listener: TcpListener,
-    shutdown: impl Future<Output = ()>,
+    shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), tonic::transport::Error> {
     let limits = door.limits.clone();
     let size = limits.max_message_bytes;
@@ -136,8 +138,7 @@ pub async fn serve(
     let reflection = descriptors().build_v1().ok();
     let reflection_alpha = descriptors().build_v1alpha().ok();
     let health = health::service(door.clone());
-    let incoming = tls::incoming(listener, door.tls.clone(), "door");
-    tonic::transport::Server::builder()
+    let server = tonic::transport::Server::builder()
         .max_concurrent_streams(limits.max_streams)
         .http2_keepalive_interval(Some(Duration::from_secs(limits.keep_alive_seconds)))
         .http2_keepalive_timeout(Some(Duration::from_secs(limits.keep_alive_timeout_seconds)))
@@ -151,9 +152,12 @@ pub async fn serve(
         .add_service(InterceptedService::new(admin, door.auth.require(Role::Admin)))
         .add_service(health)
         .add_optional_service(reflection)
-        .add_optional_service(reflection_alpha)
-        .serve_with_incoming_shutdown(incoming, shutdown)
-        .await
+        .add_optional_service(reflection_alpha);
+    let listening = deal::Door { listener, tls: door.tls.clone(), name: "door" };
+    deal::serve(lanes, listening, shutdown, |incoming, stop| {
+        server.clone().serve_with_incoming_shutdown(incoming, stop)
+    })
+    .await
 }
 
 /// Answers are compressed for those who compress what they ask. Stock clients always say that they would understand

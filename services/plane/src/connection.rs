@@ -20,6 +20,7 @@ use http_body_util::BodyExt;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::runtime::Handle;
 use tokio::time::Instant;
 use tokio_util::io::InspectReader;
 use tower::BoxError;
@@ -74,19 +75,23 @@ type Attempt = Shared<BoxFuture<'static, Result<SendRequest<Bytes>, Unreached>>>
 
 /// See the module. Clones are the same connection; it ends when the last is gone and its streams are at their end.
 #[derive(Clone)]
-pub(crate) struct Connection {
+pub(crate) struct Connection(Arc<Inner>);
+
+struct Inner {
     way: Arc<Way>,
+    /// Whose event loop watches it.
+    lane: Handle,
     /// The latest attempt at a connection, whatever came of it.
-    latest: Arc<Mutex<Option<Attempt>>>,
+    latest: Mutex<Option<Attempt>>,
 }
 
 impl Connection {
-    pub(crate) fn new(way: Arc<Way>) -> Self {
-        Self { way, latest: Arc::default() }
+    pub(crate) fn new(way: Arc<Way>, lane: Handle) -> Self {
+        Self(Arc::new(Inner { way, lane, latest: Mutex::new(None) }))
     }
 
     pub(crate) fn origin(&self) -> Uri {
-        self.way.origin.clone()
+        self.0.way.origin.clone()
     }
 
     /// Something to send a request on. A connection that has ended, or whose worker takes no more, is replaced once.
@@ -100,7 +105,7 @@ impl Connection {
 
     /// The latest attempt, or a new one if that has failed or is known to have ended.
     fn attempt(&self, ended: Option<&Attempt>) -> Attempt {
-        let mut latest = self.latest.lock();
+        let mut latest = self.0.latest.lock();
         let usable = |attempt: &&Attempt| {
             attempt.peek().is_none_or(Result::is_ok) && !ended.is_some_and(|ended| ended.ptr_eq(attempt))
         };
@@ -108,7 +113,7 @@ impl Connection {
             return attempt.clone();
         }
         // a task of its own, since whoever asked first may be the first to turn away
-        let connecting = tokio::spawn(connect(self.way.clone()));
+        let connecting = self.0.lane.spawn(connect(self.0.way.clone()));
         let joined = connecting.map(|joined| {
             joined.unwrap_or_else(|lost| Err(Unreached::Connect(Arc::new(std::io::Error::other(lost)))))
         });

@@ -10,6 +10,7 @@ mod admin;
 mod connection;
 mod convert;
 mod deadline;
+pub mod deal;
 mod error;
 mod fleet;
 mod line;

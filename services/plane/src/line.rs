@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use sensorium_cluster::membership::Link;
+use sensorium_runtime::lanes::Lanes;
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tonic_health::pb::HealthCheckRequest;
@@ -23,9 +25,12 @@ const PROBE_ANSWER: Duration = Duration::from_secs(1);
 /// See the module.
 pub(crate) struct Line {
     way: Arc<Way>,
-    connections: usize,
+    /// Connections that each lane has.
+    each: usize,
+    lanes: Option<Lanes>,
     idle: Duration,
     link: watch::Receiver<Link>,
+    /// First those of the first lane.
     open: Mutex<Option<Vec<Connection>>>,
     next: AtomicUsize,
     born: Instant,
@@ -40,7 +45,8 @@ impl Line {
         let reachable = way.barred.is_none();
         Arc::new(Self {
             way: Arc::new(way),
-            connections: dial.connections.max(1),
+            each: dial.connections.div_ceil(dial.lanes.as_ref().map_or(1, |lanes| lanes.handles().len())).max(1),
+            lanes: dial.lanes.clone(),
             idle: dial.idle,
             link,
             open: Mutex::new(None),
@@ -51,17 +57,27 @@ impl Line {
         })
     }
 
-    /// A connection for a call: they take turns.
+    /// A connection for a call: those of the caller's lane take turns, or all of them if it is on none.
     pub(crate) fn connection(self: &Arc<Self>) -> Connection {
-        let turn = self.next.fetch_add(1, Relaxed) % self.connections;
+        let turn = self.next.fetch_add(1, Relaxed);
         let mut open = self.open.lock();
         self.used.store(self.now(), Relaxed);
-        if let Some(connections) = open.as_ref() {
-            return connections[turn].clone();
-        }
-        let connections: Vec<Connection> = (0..self.connections).map(|_| Connection::new(self.way.clone())).collect();
+        let connections = open.get_or_insert_with(|| self.dial());
+        let own = match (&self.lanes, Lanes::current()) {
+            (Some(_), Some(lane)) => &connections[lane * self.each..(lane + 1) * self.each],
+            _ => &connections[..],
+        };
+        own[turn % own.len()].clone()
+    }
+
+    /// None of them is there before it is called.
+    fn dial(self: &Arc<Self>) -> Vec<Connection> {
+        let here = [Handle::current()];
+        let lanes = self.lanes.as_ref().map_or(&here[..], Lanes::handles);
+        let lanes = lanes.iter().flat_map(|lane| std::iter::repeat_n(lane, self.each));
+        let connections: Vec<_> = lanes.map(|lane| Connection::new(self.way.clone(), lane.clone())).collect();
         tokio::spawn(watch_over(Arc::downgrade(self), connections[0].clone()));
-        open.insert(connections)[turn].clone()
+        connections
     }
 
     /// Whether the worker can be reached, as its calls have told.

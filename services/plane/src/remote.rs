@@ -21,6 +21,7 @@ use sensorium_proto::inference::{
 };
 use sensorium_proto::worker;
 use sensorium_proto::worker::worker_client::WorkerClient;
+use sensorium_runtime::lanes::Lanes;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tonic::Status;
@@ -37,8 +38,10 @@ const ANSWER: Duration = Duration::from_secs(5);
 /// How workers are called.
 #[derive(Clone)]
 pub struct Dial {
-    /// HTTP/2 connections to each worker that is called.
+    /// HTTP/2 connections to each worker that is called, at least; every lane has some.
     pub connections: usize,
+    /// The threads that carry requests; nothing: whatever thread a call is made on.
+    pub lanes: Option<Lanes>,
     /// They are closed when nobody has called it for so long.
     pub idle: Duration,
     /// A connection on which nothing has been heard for so long is asked…
@@ -55,6 +58,7 @@ impl Default for Dial {
     fn default() -> Self {
         Self {
             connections: 2,
+            lanes: None,
             idle: Duration::from_secs(60),
             keep_alive: Duration::from_secs(1),
             keep_alive_timeout: Duration::from_secs(2),

@@ -13,15 +13,15 @@ use sensorium_proto::admin::admin_server::AdminServer;
 use sensorium_proto::inference::*;
 use sensorium_proto::worker::worker_server::{Worker, WorkerServer};
 use sensorium_proto::worker::*;
-use tokio::net::TcpListener;
+use sensorium_runtime::lanes::Lanes;
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
 use crate::admin::AdminService;
+use crate::deal::{self, Door};
 use crate::fleet::Fleet;
 use crate::local::LocalMember;
 use crate::member::Member;
-use crate::tls::{self, ServerTls};
 use crate::{convert, deadline, error, extract_trace};
 
 /// Bytes of a request at most: what a gateway lets in, and its frame.
@@ -115,28 +115,32 @@ impl Worker for WorkerService {
     }
 }
 
-/// Serves a worker until `shutdown` resolves; then finishes what is in flight.
+/// Serves a worker on all lanes, with `max_streams` of one connection at most, until `shutdown` resolves; then finishes what is in flight.
 pub async fn serve(
     member: Arc<LocalMember>,
     admission: Admission,
     fleet: Fleet,
-    listener: TcpListener,
-    tls: Option<ServerTls>,
-    shutdown: impl Future<Output = ()>,
+    lanes: &Lanes,
+    door: Door,
+    max_streams: u32,
+    shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> std::result::Result<(), tonic::transport::Error> {
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<WorkerServer<WorkerService>>().await;
     let worker = WorkerServer::new(WorkerService::new(member, admission))
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(usize::MAX);
-    tonic::transport::Server::builder()
+    let server = tonic::transport::Server::builder()
+        .max_concurrent_streams(max_streams)
         .http2_keepalive_interval(Some(Duration::from_secs(10)))
         .http2_keepalive_timeout(Some(Duration::from_secs(5)))
         .initial_stream_window_size(1 << 20)
         .initial_connection_window_size(8 << 20)
         .add_service(worker)
         .add_service(AdminServer::new(AdminService::new(fleet, None)))
-        .add_service(health_service)
-        .serve_with_incoming_shutdown(tls::incoming(listener, tls, "worker"), shutdown)
-        .await
+        .add_service(health_service);
+    deal::serve(lanes, door, shutdown, |incoming, stop| {
+        server.clone().serve_with_incoming_shutdown(incoming, stop)
+    })
+    .await
 }

@@ -1,6 +1,7 @@
-//! Configuration, watched files, telemetry, signals: what every process needs and none of our domain.
+//! Configuration, watched files, telemetry, signals, threads: what every process needs and none of our domain.
 
 pub mod config;
+pub mod lanes;
 pub mod signal;
 pub mod telemetry;
 pub mod watched;

@@ -217,7 +217,8 @@ pub struct Plane {
     /// Workers of a model that a gateway calls, where there are more: each by about as many gateways as any other. More
     /// spread load more evenly, and cost connections; see docs/SCALING.md. 0: all. Default: 64.
     pub subset: usize,
-    /// HTTP/2 connections to each worker that is called. Default: 2.
+    /// HTTP/2 connections to each worker that is called, at least; each of `compute.lanes` has
+    /// one. Default: 2.
     pub connections: usize,
     /// Seconds after which connections to a worker that nobody calls are closed. Default: 60.
     pub idle_seconds: u64,
@@ -257,6 +258,9 @@ impl Default for Plane {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Compute {
+    /// Threads that carry requests between clients and workers, each with connections of its own. 0: one for each core, up
+    /// to eight.
+    pub lanes: usize,
     /// Threads of one model call. 0: all cores. Calls that would need more cores than there are take turns.
     pub intra_op_threads: usize,
     /// Decoding, resampling and tokenising jobs at once. 0: as many as cores.

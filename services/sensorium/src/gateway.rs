@@ -4,11 +4,13 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use sensorium_actors::jobs::Jobs;
 use sensorium_actors::supervision::tree::Tree;
 use sensorium_cluster::membership::{Membership, Registration, Role};
 use sensorium_gateway::health::Readiness;
 use sensorium_gateway::server;
 use sensorium_plane::{Dial, Fleet, Make, Member, RemoteMember};
+use sensorium_runtime::lanes::Lanes;
 use sensorium_runtime::signal::Shutdown;
 use sensorium_runtime::telemetry;
 
@@ -28,14 +30,15 @@ pub async fn run(args: ConfigArgs) -> anyhow::Result<ExitCode> {
     let name = node::name(&config, "gateway", grpc.local_addr()?.port());
 
     let tree = Tree::default();
-    let fleet = Fleet::new(&membership, remote(&config, &membership)?, tree.clone());
+    let lanes = node::lanes(&config)?;
+    let fleet = Fleet::new(&membership, remote(&config, &membership, &lanes)?, tree.clone());
     let readiness = Readiness::new(|| true);
     let door = node::door(&config, &name, &membership, fleet, tree, readiness.clone()).await?;
     let address = node::reachable(grpc.local_addr()?, "");
     let lease = membership.register(node::registration(&config, Role::Gateway, &name, address, side.local_addr()?));
     let door = Arc::new(door);
-    let serving = Serving::of_door(&config, side, grpc, &door, &telemetry);
-    let becoming = tokio::spawn(ready_with_the_first_model(membership.clone(), readiness.clone()));
+    let serving = Serving::of_door(&config, side, grpc, &lanes, &door, &telemetry);
+    let becoming = tokio::spawn(become_ready(membership.clone(), door.jobs.clone(), readiness.clone()));
 
     let signal = shutdown.wait().await;
     tracing::info!(signal, "draining");
@@ -52,7 +55,7 @@ pub async fn run(args: ConfigArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// Workers behind connections.
-fn remote(config: &Config, membership: &Membership) -> anyhow::Result<Make> {
+fn remote(config: &Config, membership: &Membership, lanes: &Lanes) -> anyhow::Result<Make> {
     let plane = &config.plane;
     let dial = Dial {
         connections: plane.connections,
@@ -60,6 +63,7 @@ fn remote(config: &Config, membership: &Membership) -> anyhow::Result<Make> {
         keep_alive: Duration::from_millis(plane.keep_alive_ms),
         keep_alive_timeout: Duration::from_millis(plane.keep_alive_timeout_ms),
         tls: tls::plane(config)?,
+        lanes: Some(lanes.clone()),
         ..Dial::default()
     };
     let link = membership.link();
@@ -75,12 +79,17 @@ fn remote(config: &Config, membership: &Membership) -> anyhow::Result<Make> {
     }))
 }
 
-/// A gateway is ready once somebody has a model to offer, and stays so: an outage is degraded, not unready.
-async fn ready_with_the_first_model(membership: Membership, readiness: Readiness) {
+/// A gateway is ready once somebody has a model to offer, and NATS has been reached or is away; and stays so: an outage is
+/// degraded, not unready.
+async fn become_ready(membership: Membership, jobs: Option<Jobs>, readiness: Readiness) {
     let mut view = membership.watch();
-    let anybody = view.wait_for(|view| view.values().flat_map(|node| &node.models).any(|held| held.is_ready())).await;
-    if anybody.is_ok() {
-        readiness.set(true);
-        tracing::info!("ready");
+    let somebody = view.wait_for(|view| view.values().flat_map(|node| &node.models).any(|held| held.is_ready()));
+    if somebody.await.map(drop).is_err() {
+        return;
     }
+    if let Some(jobs) = jobs {
+        jobs.store().settled().await;
+    }
+    readiness.set(true);
+    tracing::info!("ready");
 }

@@ -22,6 +22,7 @@ use sensorium_gateway::health::Readiness;
 use sensorium_gateway::server::{self, Door};
 use sensorium_gateway::{Settings, http};
 use sensorium_plane::Fleet;
+use sensorium_runtime::lanes::Lanes;
 use sensorium_runtime::telemetry::Telemetry;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -58,6 +59,11 @@ pub fn membership(config: &Config, role: Role) -> anyhow::Result<Membership> {
         Role::Gateway => Membership::etcd(etcd),
         Role::Worker => Membership::etcd_unwatched(etcd),
     })
+}
+
+/// The threads that carry requests.
+pub fn lanes(config: &Config) -> anyhow::Result<Lanes> {
+    Lanes::start(config.compute.lanes).context("compute.lanes: cannot start threads")
 }
 
 /// The name of a node: what was chosen, or host, role and port.
@@ -253,13 +259,14 @@ impl Serving {
         config: &Config,
         side: TcpListener,
         listener: TcpListener,
+        lanes: &Lanes,
         door: &Arc<Door>,
         telemetry: &Telemetry,
     ) -> Self {
         let settings = Settings::new(telemetry.set_filter(), telemetry.endpoint());
-        let served = door.clone();
+        let (served, lanes) = (door.clone(), lanes.clone());
         Self::start(config, side, &door.readiness, telemetry, move |told| async move {
-            Ok(server::serve(served, settings, listener, stopped(told)).await?)
+            Ok(server::serve(served, settings, &lanes, listener, stopped(told)).await?)
         })
     }
 

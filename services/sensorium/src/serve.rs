@@ -41,7 +41,7 @@ pub async fn run(args: ConfigArgs) -> anyhow::Result<ExitCode> {
     let fleet = worker::alone(&membership, &member, tree.clone());
     let gateway = format!("{name}-gateway");
     let door = Arc::new(node::door(&config, &gateway, &membership, fleet, tree, worker::readiness(&member)).await?);
-    let serving = Serving::of_door(&config, side, grpc, &door, &telemetry);
+    let serving = Serving::of_door(&config, side, grpc, &node::lanes(&config)?, &door, &telemetry);
 
     let loaded = tokio::select! {
         loaded = load(&door, &member, &config) => Some(loaded),

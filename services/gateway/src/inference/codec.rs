@@ -1,8 +1,10 @@
 //! `ModelInferRequest` to our request, and our reply to `ModelInferResponse`.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
+use prost::Message;
 use sensorium_actors::error::{Error, Result};
 use sensorium_actors::request::{NamedTensor, Parameter, Parameters, Reply, Request};
 use sensorium_actors::tensor::{DataType, Tensor};
@@ -26,6 +28,13 @@ pub struct Wanted {
     window: Option<Window>,
 }
 
+impl Wanted {
+    /// Whether it is to be copied.
+    pub fn has_window(&self) -> bool {
+        self.window.is_some()
+    }
+}
+
 /// A request as it came, in our terms.
 pub struct Incoming {
     /// The inference.
@@ -33,10 +42,20 @@ pub struct Incoming {
     /// The caller's id, given back.
     pub id: String,
     /// The outputs by name; empty: all, as they are.
-    pub wanted: Vec<Wanted>,
+    pub wanted: Arc<[Wanted]>,
 }
 
-/// Reads a request; values stay where they are.
+/// Bytes that reading a request will copy, or a few more: raw contents stay where they are.
+pub fn bytes_to_copy(message: &ModelInferRequest) -> usize {
+    let of = |input: &InferInputTensor| {
+        let typed = input.contents.as_ref().map_or(0, Message::encoded_len);
+        let shared = Window::of(&input.parameters, "").ok().flatten().map_or(0, |window| window.size());
+        typed.saturating_add(usize::try_from(shared).unwrap_or(usize::MAX))
+    };
+    message.inputs.iter().map(of).fold(0, usize::saturating_add)
+}
+
+/// Reads a request; raw contents stay where they are.
 pub fn decode(message: ModelInferRequest, regions: &Regions) -> Result<Incoming> {
     let version = parse_version(&message.model_version, "model_version")?;
     let parameters = parameters(&message.parameters);
@@ -64,7 +83,7 @@ pub fn decode(message: ModelInferRequest, regions: &Regions) -> Result<Incoming>
         return Err(Error::invalid("raw_input_contents", format!("{raw_count} given, expected {used}: one per input")));
     }
     let wanted = message.outputs.into_iter().enumerate().map(|(index, output)| decode_output(index, output));
-    let wanted: Vec<Wanted> = wanted.collect::<Result<_>>()?;
+    let wanted: Arc<[Wanted]> = wanted.collect::<Result<_>>()?;
     let outputs = wanted.iter().map(|wanted| wanted.name.clone()).collect();
     let model = message.model_name.into();
     let request = Request { model, version, inputs, parameters, outputs, resume: None };

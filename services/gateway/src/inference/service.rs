@@ -66,20 +66,44 @@ impl InferenceService {
     }
 }
 
+/// More bytes than this are not converted or copied where other requests wait for their turn.
+const INLINE: usize = 1 << 20;
+
+async fn decode(message: ModelInferRequest, regions: &Arc<Regions>) -> Result<Incoming> {
+    if codec::bytes_to_copy(&message) <= INLINE {
+        return codec::decode(message, regions);
+    }
+    let regions = regions.clone();
+    aside(move || codec::decode(message, &regions)).await
+}
+
 async fn encode(
     door: &Door,
-    regions: &Regions,
+    regions: &Arc<Regions>,
     id: &str,
-    wanted: &[codec::Wanted],
+    wanted: &Arc<[codec::Wanted]>,
     reply: Reply,
 ) -> Result<ModelInferResponse> {
+    let id = id.to_owned();
     if wanted.is_empty() {
-        return codec::encode(reply, id.to_owned(), wanted, regions, &[]);
+        return codec::encode(reply, id, wanted, regions, &[]);
     }
     // a reply that nobody can describe any more is a reply all the same; boxed, since few requests ask for it
     let described = Box::pin(door.fleet.describe(&reply.model, Some(reply.version))).await.ok();
-    let labels = described.as_ref().map_or(&[][..], |described| &described.labels);
-    codec::encode(reply, id.to_owned(), wanted, regions, labels)
+    let bytes: usize = reply.outputs.iter().map(|output| output.tensor.data().len()).sum();
+    let (wanted, regions) = (wanted.clone(), regions.clone());
+    let is_copied = bytes > INLINE && wanted.iter().any(codec::Wanted::has_window);
+    let encode = move || {
+        let labels = described.as_ref().map_or(&[][..], |described| &described.labels);
+        codec::encode(reply, id, &wanted, &regions, labels)
+    };
+    if is_copied { aside(encode).await } else { encode() }
+}
+
+/// On a thread that nobody else waits for.
+async fn aside<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|error| Err(Error::Internal(format!("a copy aside: {error}"))))
 }
 
 #[tonic::async_trait]
@@ -132,7 +156,7 @@ impl GrpcInferenceService for InferenceService {
         let span = trace::request_span("ModelInfer", &request.get_ref().model_name, request.metadata());
         async move {
             let (metadata, extensions, message) = request.into_parts();
-            let incoming = codec::decode(message, &self.regions).map_err(|error| from_error(&error))?;
+            let incoming = decode(message, &self.regions).await.map_err(|error| from_error(&error))?;
             let context = context(&metadata, &extensions, &incoming.request.parameters)?;
             let answer = self.infer(incoming, &context).await;
             answer.map(Response::new).map_err(|error| from_error(&error))
@@ -286,7 +310,7 @@ fn stream_one(
     async_stream::try_stream! {
         let _timed = trace::Timed::start("ModelStreamInfer");
         let span = trace::request_span("ModelStreamInfer", &message.model_name, &metadata);
-        let incoming = codec::decode(message, &regions)?;
+        let incoming = decode(message, &regions).await?;
         let context = span.in_scope(|| context_since(&metadata, &extensions, &incoming.request.parameters, received));
         let context = context.map_err(|status| Error::invalid("grpc-timeout", status.message()))?;
         let Incoming { mut request, id, wanted } = incoming;

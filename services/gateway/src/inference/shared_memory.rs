@@ -41,6 +41,11 @@ impl Window {
         Ok(Some(Self { region: region.to_owned(), offset, size }))
     }
 
+    /// Its bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
     /// The parameters by which an answer says where it put an output.
     pub fn written(&self, size: usize) -> HashMap<String, InferParameter> {
         let number = |value: u64| ParameterChoice::Int64Param(i64::try_from(value).unwrap_or(i64::MAX));
@@ -148,7 +153,7 @@ impl Regions {
             return Err(Error::invalid("shared_memory_byte_size", message));
         }
         let mut data = BytesMut::zeroed(size);
-        aside(size, || region.file.read_exact_at(&mut data, at)).map_err(|error| gone(window, &error))?;
+        region.file.read_exact_at(&mut data, at).map_err(|error| gone(window, &error))?;
         Ok(data.freeze())
     }
 
@@ -159,7 +164,7 @@ impl Regions {
             return Err(Error::invalid("shared_memory_byte_size", message));
         }
         let (region, at) = self.locate(window, data.len() as u64)?;
-        aside(data.len(), || region.file.write_all_at(data, at)).map_err(|error| gone(window, &error))
+        region.file.write_all_at(data, at).map_err(|error| gone(window, &error))
     }
 
     fn locate(&self, window: &Window, size: u64) -> Result<(Arc<Region>, u64)> {
@@ -178,11 +183,6 @@ impl Regions {
         let at = region.offset + window.offset;
         Ok((region, at))
     }
-}
-
-/// A big copy is not made where other requests wait for their turn.
-fn aside<T>(bytes: usize, copy: impl FnOnce() -> T) -> T {
-    if bytes > 1 << 20 { tokio::task::block_in_place(copy) } else { copy() }
 }
 
 fn gone(window: &Window, error: &std::io::Error) -> Error {

@@ -14,13 +14,14 @@ use crate::error::is_answer;
 const PATIENCE: Duration = Duration::from_millis(200);
 
 fn connection(address: SocketAddr) -> Connection {
-    Connection::new(Arc::new(Way {
+    let way = Way {
         origin: format!("http://{address}").parse().unwrap(),
         tls: None,
         barred: None,
         keep_alive: PATIENCE / 2,
         keep_alive_timeout: PATIENCE,
-    }))
+    };
+    Connection::new(Arc::new(way), Handle::current())
 }
 
 async fn call(connection: &Connection) -> Result<HealthCheckResponse, tonic::Status> {

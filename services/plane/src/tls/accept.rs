@@ -9,16 +9,17 @@ use std::time::Duration;
 
 use futures::future::ready;
 use futures::stream::BoxStream;
-use futures::{FutureExt, StreamExt};
+use futures::{FutureExt, Stream, StreamExt};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
-use tonic::transport::server::{Connected, TcpConnectInfo, TcpIncoming};
+use tonic::transport::server::{Connected, TcpConnectInfo};
 
 use super::ServerTls;
+use crate::deal::{Accepted, Seat};
 
 /// How long a handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(5);
@@ -37,32 +38,28 @@ enum Io {
 pub struct Connection {
     io: Io,
     info: TcpConnectInfo,
+    _seat: Option<Seat>,
 }
 
-/// Connections of a listener; `name` stands in logs and metrics. Handshakes run side by side, so a client that is slow
-/// or silent holds up nobody. One that fails is no error of the listener's.
-pub fn incoming(
-    listener: TcpListener,
+/// Connections of a listener that is called `name` in logs and metrics. Handshakes run side by side, so a client that is
+/// slow or silent holds up nobody. One that fails is no error of the listener's.
+pub(crate) fn incoming(
+    accepted: impl Stream<Item = io::Result<Accepted>> + Send + 'static,
     tls: Option<ServerTls>,
     name: &'static str,
 ) -> BoxStream<'static, io::Result<Connection>> {
-    // tonic's own `tcp_nodelay` is not for listeners that it is given: answers of more than a segment would wait for the
-    // caller's delayed acknowledgement, 40 ms
-    let accepted = TcpIncoming::from(listener).with_nodelay(Some(true));
     let Some(tls) = tls else {
-        return accepted
-            .map(|stream| stream.map(|stream| Connection { info: stream.connect_info(), io: Io::Plain(stream) }))
-            .boxed();
+        return accepted.map(|accepted| accepted.map(|Accepted { stream, seat }| plain(stream, seat))).boxed();
     };
     metrics::describe_counter!(FAILURES, "TLS handshakes that failed, by listener");
     let complaints = Arc::new(Complaints { name, last: Mutex::new(None) });
     accepted
-        .map(move |stream| {
+        .map(move |accepted| {
             let (tls, complaints) = (tls.clone(), complaints.clone());
             // a task of its own: the cryptography of one handshake would hold up the accepting of others
             tokio::spawn(async move {
-                match stream {
-                    Ok(stream) => handshake(stream, &tls, &complaints).await.map(Ok),
+                match accepted {
+                    Ok(accepted) => handshake(accepted, &tls, &complaints).await.map(Ok),
                     Err(error) => Some(Err(error)),
                 }
             })
@@ -73,11 +70,16 @@ pub fn incoming(
         .boxed()
 }
 
-async fn handshake(stream: TcpStream, tls: &ServerTls, complaints: &Complaints) -> Option<Connection> {
+fn plain(stream: TcpStream, seat: Option<Seat>) -> Connection {
+    Connection { info: stream.connect_info(), io: Io::Plain(stream), _seat: seat }
+}
+
+async fn handshake(accepted: Accepted, tls: &ServerTls, complaints: &Complaints) -> Option<Connection> {
+    let Accepted { stream, seat } = accepted;
     let info = stream.connect_info();
     let acceptor = TlsAcceptor::from(tls.get());
     match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
-        Ok(Ok(stream)) => return Some(Connection { io: Io::Tls(Box::new(stream)), info }),
+        Ok(Ok(stream)) => return Some(Connection { io: Io::Tls(Box::new(stream)), info, _seat: seat }),
         // probes connect and leave
         Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
             tracing::debug!(listener = complaints.name, peer = ?info.remote_addr, "left without a handshake");

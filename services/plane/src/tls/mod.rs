@@ -7,7 +7,8 @@ mod accept;
 mod dial;
 mod pem;
 
-pub use accept::{Connection, incoming};
+pub use accept::Connection;
+pub(crate) use accept::incoming;
 pub use dial::ClientTls;
 
 use std::path::PathBuf;

@@ -1,7 +1,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use futures::StreamExt;
+use futures::{Stream, StreamExt};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -9,9 +9,10 @@ use tokio::net::{TcpListener, TcpStream};
 
 use sensorium_actors::error::Error;
 use sensorium_cluster::membership::{Membership, Registration};
-use tonic::transport::server::Connected;
+use tonic::transport::server::{Connected, TcpIncoming};
 
 use super::*;
+use crate::deal::Accepted;
 use crate::{Dial, Member, RemoteMember};
 
 /// Writes `ca.pem`, `cert.pem` and `key.pem` of a new authority.
@@ -55,6 +56,10 @@ async fn a_file_that_cannot_be_used_is_named() {
     assert!(error(worker(certificate, key, ca)).contains("key.pem"));
 }
 
+fn accepted(listener: TcpListener) -> impl Stream<Item = std::io::Result<Accepted>> {
+    TcpIncoming::from(listener).map(|stream| Ok(Accepted { stream: stream?, seat: None }))
+}
+
 #[tokio::test]
 async fn a_silent_client_holds_up_nobody() {
     let folder = tempfile::tempdir().unwrap();
@@ -64,7 +69,7 @@ async fn a_silent_client_holds_up_nobody() {
     let client = ClientTls::start(certificate, key, ca, "").unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let mut accepted = incoming(listener, Some(server), "test");
+    let mut accepted = incoming(accepted(listener), Some(server), "test");
 
     let mut silent = Vec::new();
     for _ in 0..20 {
@@ -124,7 +129,7 @@ async fn what_fails_before_a_connection_was_never_asked() {
     let (certificate, key, ca) = files(&other);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let mut accepted = incoming(listener, Some(worker(certificate, key, ca).unwrap()), "test");
+    let mut accepted = incoming(accepted(listener), Some(worker(certificate, key, ca).unwrap()), "test");
     tokio::spawn(async move { while accepted.next().await.is_some() {} });
     let (reason, message) = call(address, true, Some(tls())).await;
     assert!(reason == "UNREACHABLE" && message.contains("invalid peer certificate"), "{reason}: {message}");

@@ -81,7 +81,7 @@ pub fn call(engine: &mut dyn Engine, tensors: Vec<Tensor>) -> Outputs {
 
 /// A reference file of the repository's `tests/reference`.
 pub fn reference<T: serde::de::DeserializeOwned>(name: &str) -> T {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("../../tests/reference/{name}.json"));
+    let path = PathBuf::from(format!("../../tests/reference/{name}.json"));
     let text = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     serde_json::from_slice(&text).expect("the reference is valid")
 }
