@@ -34,14 +34,15 @@ pub async fn run(args: ConfigArgs) -> anyhow::Result<ExitCode> {
     let http = side.local_addr()?;
 
     let name = if config.name.is_empty() { "sensorium-1" } else { &config.name };
+    let lanes = node::lanes(&config)?;
     let membership = Membership::embedded();
     let registration = node::registration(&config, Role::Worker, &format!("{name}-worker"), String::new(), http);
-    let member = Arc::new(worker::start(&config, &membership, registration, Tree::default()).await?);
+    let member = Arc::new(worker::start(&config, &lanes, &membership, registration, Tree::default()).await?);
     let tree = Tree::default();
     let fleet = worker::alone(&membership, &member, tree.clone());
     let gateway = format!("{name}-gateway");
     let door = Arc::new(node::door(&config, &gateway, &membership, fleet, tree, worker::readiness(&member)).await?);
-    let serving = Serving::of_door(&config, side, grpc, &node::lanes(&config)?, &door, &telemetry);
+    let serving = Serving::of_door(&config, side, grpc, &lanes, &door, &telemetry);
 
     let loaded = tokio::select! {
         loaded = load(&door, &member, &config) => Some(loaded),

@@ -14,6 +14,7 @@ use sensorium_gateway::health::Readiness;
 use sensorium_gateway::server;
 use sensorium_plane::deal::Door;
 use sensorium_plane::{Fleet, LocalMember, Member};
+use sensorium_runtime::lanes::Lanes;
 use sensorium_runtime::signal::Shutdown;
 use sensorium_runtime::telemetry;
 use sensorium_worker::TchLoader;
@@ -41,15 +42,16 @@ pub async fn run(args: ConfigArgs) -> anyhow::Result<ExitCode> {
     let name = node::name(&config, "worker", listening.port());
     let address = node::reachable(listening, &config.advertise);
 
+    let lanes = node::lanes(&config)?;
     let registration = node::registration(&config, Role::Worker, &name, address, side.local_addr()?);
-    let member = Arc::new(start(&config, &membership, registration, Tree::default()).await?);
+    let member = Arc::new(start(&config, &lanes, &membership, registration, Tree::default()).await?);
     let readiness = readiness(&member);
     let admission = Admission::new(admission::Options::bound(config.limits.max_inflight));
     let serving = {
         let (member, admission) = (member.clone(), admission.clone());
         let fleet = alone(&membership, &member, Tree::default());
         let door = Door { listener, tls: tls::worker(&config)?, name: "worker" };
-        let (lanes, max_streams) = (node::lanes(&config)?, config.limits.max_streams);
+        let (lanes, max_streams) = (lanes.clone(), config.limits.max_streams);
         Serving::start(&config, side, &readiness, &telemetry, move |told| async move {
             Ok(sensorium_plane::serve(member, admission, fleet, &lanes, door, max_streams, node::stopped(told)).await?)
         })
@@ -108,9 +110,11 @@ pub fn exit_code(broken: bool) -> ExitCode {
     if broken { ExitCode::from(EXIT_BROKEN) } else { ExitCode::SUCCESS }
 }
 
-/// A worker in this process, registered.
+/// A worker in this process, registered. Its actors live on a lane: from there to a device thread and back is all the
+/// way that a batch has.
 pub async fn start(
     config: &Config,
+    lanes: &Lanes,
     membership: &Membership,
     registration: Registration,
     tree: Tree,
@@ -125,7 +129,8 @@ pub async fn start(
         decode_threads: or_cores(config.compute.decode_threads),
     };
     let loader = Arc::new(TchLoader::new(sensorium_worker::Options { intra_op_threads }));
-    let worker = Worker::start(options, loader, tree).await?;
+    let lane = lanes.handles().first().context("no lanes")?;
+    let worker = lane.spawn(Worker::start(options, loader, tree)).await??;
     let registrar = Registrar::start(&worker, membership.register(registration));
     Ok(LocalMember::new(worker, registrar))
 }
