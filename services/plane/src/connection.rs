@@ -114,9 +114,8 @@ impl Connection {
         }
         // a task of its own, since whoever asked first may be the first to turn away
         let connecting = self.0.lane.spawn(connect(self.0.way.clone()));
-        let joined = connecting.map(|joined| {
-            joined.unwrap_or_else(|lost| Err(Unreached::Connect(Arc::new(std::io::Error::other(lost)))))
-        });
+        let joined = connecting
+            .map(|joined| joined.unwrap_or_else(|lost| Err(Unreached::Connect(Arc::new(std::io::Error::other(lost))))));
         latest.insert(joined.boxed().shared()).clone()
     }
 }

@@ -103,7 +103,8 @@ async fn accept(listener: TcpListener, tables: &[Table]) {
                 let _ = deal.send((stream, Seat::take(taken)));
             }
             // the client's doing
-            Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) => {}
+            Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) => {
+            }
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");
                 tokio::time::sleep(PAUSE).await;

@@ -9,8 +9,8 @@ use sensorium_proto::worker;
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Status};
 
-use crate::status::from_error;
 use crate::connection::Unreached;
+use crate::status::from_error;
 
 /// The trailer that carries the whole error; code and message of the status are for people and proxies.
 const TRAILER: &str = "sensorium-error-bin";

@@ -139,8 +139,6 @@ pub async fn serve(
         .add_service(worker)
         .add_service(AdminServer::new(AdminService::new(fleet, None)))
         .add_service(health_service);
-    deal::serve(lanes, door, shutdown, |incoming, stop| {
-        server.clone().serve_with_incoming_shutdown(incoming, stop)
-    })
-    .await
+    deal::serve(lanes, door, shutdown, |incoming, stop| server.clone().serve_with_incoming_shutdown(incoming, stop))
+        .await
 }
