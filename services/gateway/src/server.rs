@@ -8,8 +8,9 @@ use sensorium_actors::jobs::Jobs;
 use sensorium_actors::jobs::intake::Intake;
 use sensorium_actors::route::Router;
 use sensorium_actors::understand::Understanding;
+use sensorium_plane::deal::{self, Listening};
 use sensorium_plane::tls::ServerTls;
-use sensorium_plane::{AdminService, Cluster, Fleet, deal};
+use sensorium_plane::{AdminService, CONNECTION_WINDOW, Cluster, Fleet, STREAM_WINDOW};
 use sensorium_proto::admin::admin_server::AdminServer;
 use sensorium_proto::inference::grpc_inference_service_server::GrpcInferenceServiceServer;
 use sensorium_proto::v1::jobs_server::JobsServer;
@@ -144,8 +145,8 @@ pub async fn serve(
         .http2_keepalive_timeout(Some(Duration::from_secs(limits.keep_alive_timeout_seconds)))
         .layer(tower::util::MapResponseLayer::new(sensorium_plane::status::amend::<tonic::body::Body>))
         .layer(tower::util::MapRequestLayer::new(answer_in_kind::<tonic::body::Body>))
-        .initial_stream_window_size(1 << 20)
-        .initial_connection_window_size(8 << 20)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
         .add_service(InterceptedService::new(inference, door.auth.require(Role::Infer)))
         .add_service(InterceptedService::new(sensorium, door.auth.require(Role::Infer)))
         .add_service(InterceptedService::new(jobs, door.auth.require(Role::Infer)))
@@ -153,7 +154,7 @@ pub async fn serve(
         .add_service(health)
         .add_optional_service(reflection)
         .add_optional_service(reflection_alpha);
-    let listening = deal::Door { listener, tls: door.tls.clone(), name: "door" };
+    let listening = Listening { listener, tls: door.tls.clone(), name: "door" };
     deal::serve(lanes, listening, shutdown, |incoming, stop| {
         server.clone().serve_with_incoming_shutdown(incoming, stop)
     })

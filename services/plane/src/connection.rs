@@ -30,9 +30,10 @@ use crate::tls::ClientTls;
 /// How long a connection may take to come about, and how long TLS may take upon it.
 const CONNECT: Duration = Duration::from_secs(1);
 const HANDSHAKE: Duration = Duration::from_secs(2);
-/// What a worker may send before it is read: of one answer, and of all.
-const STREAM_WINDOW: u32 = 1 << 20;
-const CONNECTION_WINDOW: u32 = 8 << 20;
+/// Bytes that the other end of a connection may send on a stream before they are read, at workers as at the door.
+pub const STREAM_WINDOW: u32 = 1 << 20;
+/// The same of all streams of a connection together.
+pub const CONNECTION_WINDOW: u32 = 8 << 20;
 
 /// No connection came about, so nothing was asked.
 #[derive(Clone, Debug, thiserror::Error)]

@@ -26,7 +26,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 pub(crate) struct Seat(Arc<AtomicUsize>);
 
 impl Seat {
-    fn take(taken: &Arc<AtomicUsize>) -> Self {
+    pub(crate) fn take(taken: &Arc<AtomicUsize>) -> Self {
         taken.fetch_add(1, Relaxed);
         Self(taken.clone())
     }
@@ -41,7 +41,7 @@ impl Drop for Seat {
 /// A connection before its handshake.
 pub(crate) struct Accepted {
     pub stream: TcpStream,
-    pub seat: Option<Seat>,
+    pub seat: Seat,
 }
 
 /// Connections that a lane has, and its inbox for more.
@@ -49,7 +49,7 @@ type Table = (Arc<AtomicUsize>, mpsc::UnboundedSender<(std::net::TcpStream, Seat
 
 /// Where connections come from; `name` stands in logs and metrics.
 #[allow(missing_docs)]
-pub struct Door {
+pub struct Listening {
     pub listener: TcpListener,
     pub tls: Option<ServerTls>,
     pub name: &'static str,
@@ -64,7 +64,7 @@ pub type Stop = Shared<BoxFuture<'static, ()>>;
 /// The first that a server ends with.
 pub async fn serve<F>(
     lanes: &Lanes,
-    door: Door,
+    listening: Listening,
     shutdown: impl Future<Output = ()> + Send + 'static,
     serve: impl Fn(BoxStream<'static, io::Result<Connection>>, Stop) -> F,
 ) -> Result<(), Error>
@@ -78,12 +78,12 @@ where
         let (deal, dealt) = mpsc::unbounded_channel();
         // from here on it is the lane's event loop that watches it
         let accepted = UnboundedReceiverStream::new(dealt)
-            .map(|(stream, seat)| Ok(Accepted { stream: TcpStream::from_std(stream)?, seat: Some(seat) }));
-        serving.spawn_on(serve(tls::incoming(accepted, door.tls.clone(), door.name), stop.clone()), lane);
+            .map(|(stream, seat)| Ok(Accepted { stream: TcpStream::from_std(stream)?, seat }));
+        serving.spawn_on(serve(tls::incoming(accepted, listening.tls.clone(), listening.name), stop.clone()), lane);
         tables.push((Arc::new(AtomicUsize::new(0)), deal));
     }
     // who stops closes the listener first
-    drop(select(accept(door.listener, &tables).boxed(), stop).await);
+    drop(select(accept(listening.listener, &tables).boxed(), stop).await);
     drop(tables);
     while let Some(ended) = serving.join_next().await {
         ended.unwrap_or_else(|error| resume_unwind(error.into_panic()))?;
@@ -145,8 +145,8 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-        let door = Door { listener, tls: None, name: "test" };
-        let serving = tokio::spawn(async move { serve(&lanes, door, stopped.map(drop), tell_lane).await });
+        let listening = Listening { listener, tls: None, name: "test" };
+        let serving = tokio::spawn(async move { serve(&lanes, listening, stopped.map(drop), tell_lane).await });
 
         let mut on = [Vec::new(), Vec::new()];
         for _ in 0..6 {

@@ -24,6 +24,7 @@ pub mod tls;
 mod trace;
 
 pub use admin::{AdminService, Cluster};
+pub use connection::{CONNECTION_WINDOW, STREAM_WINDOW};
 pub use convert::version as parse_version;
 pub use deadline::parse as parse_deadline;
 pub use fleet::{Fleet, Make};

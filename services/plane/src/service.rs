@@ -18,7 +18,8 @@ use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
 use crate::admin::AdminService;
-use crate::deal::{self, Door};
+use crate::connection::{CONNECTION_WINDOW, STREAM_WINDOW};
+use crate::deal::{self, Listening};
 use crate::fleet::Fleet;
 use crate::local::LocalMember;
 use crate::member::Member;
@@ -115,13 +116,14 @@ impl Worker for WorkerService {
     }
 }
 
-/// Serves a worker on all lanes, with `max_streams` of one connection at most, until `shutdown` resolves; then finishes what is in flight.
+/// Serves a worker on all lanes, with `max_streams` of one connection at most, until `shutdown` resolves; then finishes
+/// what is in flight.
 pub async fn serve(
     member: Arc<LocalMember>,
     admission: Admission,
     fleet: Fleet,
     lanes: &Lanes,
-    door: Door,
+    listening: Listening,
     max_streams: u32,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> std::result::Result<(), tonic::transport::Error> {
@@ -134,11 +136,13 @@ pub async fn serve(
         .max_concurrent_streams(max_streams)
         .http2_keepalive_interval(Some(Duration::from_secs(10)))
         .http2_keepalive_timeout(Some(Duration::from_secs(5)))
-        .initial_stream_window_size(1 << 20)
-        .initial_connection_window_size(8 << 20)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
         .add_service(worker)
         .add_service(AdminServer::new(AdminService::new(fleet, None)))
         .add_service(health_service);
-    deal::serve(lanes, door, shutdown, |incoming, stop| server.clone().serve_with_incoming_shutdown(incoming, stop))
-        .await
+    deal::serve(lanes, listening, shutdown, |incoming, stop| {
+        server.clone().serve_with_incoming_shutdown(incoming, stop)
+    })
+    .await
 }

@@ -72,11 +72,10 @@ mod tests {
     async fn each_lane_is_a_thread_that_ends_with_the_last_clone() {
         let lanes = Lanes::start(3).unwrap();
         assert_eq!(Lanes::current(), None);
-        let mut spawned = Vec::new();
+        let mut seen = Vec::new();
         for handle in lanes.clone().handles() {
-            spawned.push(handle.spawn(async { (Lanes::current(), std::thread::current().id()) }));
+            seen.push(handle.spawn(async { (Lanes::current(), std::thread::current().id()) }).await.unwrap());
         }
-        let seen = futures_of(spawned).await;
         let indices: Vec<_> = seen.iter().map(|(lane, _)| *lane).collect();
         assert_eq!(indices, [Some(0), Some(1), Some(2)]);
         let threads: std::collections::HashSet<_> = seen.iter().map(|(_, thread)| thread).collect();
@@ -85,13 +84,5 @@ mod tests {
         let unending = lanes.handles()[0].spawn(std::future::pending::<()>());
         drop(lanes);
         assert!(unending.await.unwrap_err().is_cancelled());
-    }
-
-    async fn futures_of<T>(spawned: Vec<tokio::task::JoinHandle<T>>) -> Vec<T> {
-        let mut outcomes = Vec::new();
-        for task in spawned {
-            outcomes.push(task.await.unwrap());
-        }
-        outcomes
     }
 }

@@ -83,13 +83,17 @@ fn remote(config: &Config, membership: &Membership, lanes: &Lanes) -> anyhow::Re
 /// degraded, not unready.
 async fn become_ready(membership: Membership, jobs: Option<Jobs>, readiness: Readiness) {
     let mut view = membership.watch();
-    let somebody = view.wait_for(|view| view.values().flat_map(|node| &node.models).any(|held| held.is_ready()));
-    if somebody.await.map(drop).is_err() {
-        return;
+    let somebody = async {
+        view.wait_for(|view| view.values().flat_map(|node| &node.models).any(|held| held.is_ready())).await.is_ok()
+    };
+    let settled = async {
+        if let Some(jobs) = jobs {
+            jobs.store().settled().await;
+        }
+    };
+    let (somebody, ()) = tokio::join!(somebody, settled);
+    if somebody {
+        readiness.set(true);
+        tracing::info!("ready");
     }
-    if let Some(jobs) = jobs {
-        jobs.store().settled().await;
-    }
-    readiness.set(true);
-    tracing::info!("ready");
 }

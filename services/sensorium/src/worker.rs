@@ -12,7 +12,7 @@ use sensorium_actors::worker::{Options, Worker};
 use sensorium_cluster::membership::{Membership, Registration, Role};
 use sensorium_gateway::health::Readiness;
 use sensorium_gateway::server;
-use sensorium_plane::deal::Door;
+use sensorium_plane::deal::Listening;
 use sensorium_plane::{Fleet, LocalMember, Member};
 use sensorium_runtime::lanes::Lanes;
 use sensorium_runtime::signal::Shutdown;
@@ -50,10 +50,11 @@ pub async fn run(args: ConfigArgs) -> anyhow::Result<ExitCode> {
     let serving = {
         let (member, admission) = (member.clone(), admission.clone());
         let fleet = alone(&membership, &member, Tree::default());
-        let door = Door { listener, tls: tls::worker(&config)?, name: "worker" };
+        let listening_on = Listening { listener, tls: tls::worker(&config)?, name: "worker" };
         let (lanes, max_streams) = (lanes.clone(), config.limits.max_streams);
         Serving::start(&config, side, &readiness, &telemetry, move |told| async move {
-            Ok(sensorium_plane::serve(member, admission, fleet, &lanes, door, max_streams, node::stopped(told)).await?)
+            Ok(sensorium_plane::serve(member, admission, fleet, &lanes, listening_on, max_streams, node::stopped(told))
+                .await?)
         })
     };
 

@@ -1,7 +1,6 @@
 //! `ModelInferRequest` to our request, and our reply to `ModelInferResponse`.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 
 use bytes::Bytes;
 use prost::Message;
@@ -18,7 +17,7 @@ use super::contents;
 use super::shared_memory::{Regions, Window};
 
 /// What a request wants to know about one of its outputs.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Wanted {
     /// The output's name.
     name: String,
@@ -42,7 +41,7 @@ pub struct Incoming {
     /// The caller's id, given back.
     pub id: String,
     /// The outputs by name; empty: all, as they are.
-    pub wanted: Arc<[Wanted]>,
+    pub wanted: Vec<Wanted>,
 }
 
 /// Bytes that reading a request will copy, or a few more: raw contents stay where they are.
@@ -83,7 +82,7 @@ pub fn decode(message: ModelInferRequest, regions: &Regions) -> Result<Incoming>
         return Err(Error::invalid("raw_input_contents", format!("{raw_count} given, expected {used}: one per input")));
     }
     let wanted = message.outputs.into_iter().enumerate().map(|(index, output)| decode_output(index, output));
-    let wanted: Arc<[Wanted]> = wanted.collect::<Result<_>>()?;
+    let wanted: Vec<Wanted> = wanted.collect::<Result<_>>()?;
     let outputs = wanted.iter().map(|wanted| wanted.name.clone()).collect();
     let model = message.model_name.into();
     let request = Request { model, version, inputs, parameters, outputs, resume: None };

@@ -81,7 +81,7 @@ async fn encode(
     door: &Door,
     regions: &Arc<Regions>,
     id: &str,
-    wanted: &Arc<[codec::Wanted]>,
+    wanted: &[codec::Wanted],
     reply: Reply,
 ) -> Result<ModelInferResponse> {
     let id = id.to_owned();
@@ -91,13 +91,15 @@ async fn encode(
     // a reply that nobody can describe any more is a reply all the same; boxed, since few requests ask for it
     let described = Box::pin(door.fleet.describe(&reply.model, Some(reply.version))).await.ok();
     let bytes: usize = reply.outputs.iter().map(|output| output.tensor.data().len()).sum();
-    let (wanted, regions) = (wanted.clone(), regions.clone());
-    let is_copied = bytes > INLINE && wanted.iter().any(codec::Wanted::has_window);
-    let encode = move || {
+    let encode = move |wanted: &[codec::Wanted], regions: &Regions| {
         let labels = described.as_ref().map_or(&[][..], |described| &described.labels);
-        codec::encode(reply, id, &wanted, &regions, labels)
+        codec::encode(reply, id, wanted, regions, labels)
     };
-    if is_copied { aside(encode).await } else { encode() }
+    if bytes <= INLINE || !wanted.iter().any(codec::Wanted::has_window) {
+        return encode(wanted, regions);
+    }
+    let (wanted, regions) = (wanted.to_vec(), regions.clone());
+    aside(move || encode(&wanted, &regions)).await
 }
 
 /// On a thread that nobody else waits for.

@@ -19,7 +19,7 @@ use sensorium_proto::inference::{InferParameter, SystemSharedMemoryRegisterReque
 use super::codec::parameters;
 
 /// A part of a registered region that a tensor lives in.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Window {
     region: String,
     offset: u64,

@@ -38,7 +38,7 @@ enum Io {
 pub struct Connection {
     io: Io,
     info: TcpConnectInfo,
-    _seat: Option<Seat>,
+    _seat: Seat,
 }
 
 /// Connections of a listener that is called `name` in logs and metrics. Handshakes run side by side, so a client that is
@@ -70,7 +70,7 @@ pub(crate) fn incoming(
         .boxed()
 }
 
-fn plain(stream: TcpStream, seat: Option<Seat>) -> Connection {
+fn plain(stream: TcpStream, seat: Seat) -> Connection {
     Connection { info: stream.connect_info(), io: Io::Plain(stream), _seat: seat }
 }
 

@@ -12,7 +12,7 @@ use sensorium_cluster::membership::{Membership, Registration};
 use tonic::transport::server::{Connected, TcpIncoming};
 
 use super::*;
-use crate::deal::Accepted;
+use crate::deal::{Accepted, Seat};
 use crate::{Dial, Member, RemoteMember};
 
 /// Writes `ca.pem`, `cert.pem` and `key.pem` of a new authority.
@@ -57,7 +57,7 @@ async fn a_file_that_cannot_be_used_is_named() {
 }
 
 fn accepted(listener: TcpListener) -> impl Stream<Item = std::io::Result<Accepted>> {
-    TcpIncoming::from(listener).map(|stream| Ok(Accepted { stream: stream?, seat: None }))
+    TcpIncoming::from(listener).map(|stream| Ok(Accepted { stream: stream?, seat: Seat::take(&Arc::default()) }))
 }
 
 #[tokio::test]
