@@ -79,14 +79,17 @@ async fn a_redis_that_dies_or_hangs_fails_nobody() {
     load.recovered("quiet");
     cluster.redis.as_ref().unwrap().process().signal("STOP");
     redis_is(&client, "down").await;
-    load.answers(100).await;
-    load.recovered("Redis hangs");
     let errors = async |reason: &str| {
         let reason = format!("reason=\"{reason}\"");
         cluster.gateways[0].metric("sensorium_cache_errors_total", &[&reason]).await
     };
-    let (timeouts, rejected) = (errors("timeout").await, errors("circuit_open").await);
-    assert!(timeouts >= 1.0 && rejected >= 1.0, "{timeouts} time-outs, {rejected} not even tried");
+    // how many of the answers looked anything up, and so how many it takes to open the circuit, is chance
+    eventually("look-ups time out, and then are not even tried", async || {
+        load.answers(10).await;
+        (errors("timeout").await >= 1.0 && errors("circuit_open").await >= 1.0).then_some(())
+    })
+    .await;
+    load.recovered("Redis hangs");
     cluster.redis.as_ref().unwrap().process().signal("CONT");
     redis_is(&client, "ok").await;
     load.recovered("Redis goes on");
