@@ -100,6 +100,11 @@ impl Etcd {
         client.user_change_password(user, password).await.expect("the new password");
     }
 
+    /// Its process, to freeze it.
+    pub fn process(&self) -> &Process {
+        self.process.as_ref().expect("it has not been stopped")
+    }
+
     /// Kills it.
     pub async fn stop(&mut self) {
         if let Some(process) = self.process.take() {

@@ -266,8 +266,7 @@ impl Worker {
         let directory = self.repository.directory(&manifest.name, version);
         let (reading, folder) = (manifest.clone(), directory.clone());
         let read = self.pool.run(move || {
-            let namespace = namespace::of(&reading, version, &folder)
-                .map_err(|error| format!("cannot read {}: {error}", folder.display()))?;
+            let namespace = namespace::of(&reading, version, &folder)?;
             let assets = Assets::read(&reading, &folder).map_err(|error| error.to_string())?;
             Ok((namespace, assets))
         });

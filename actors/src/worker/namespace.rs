@@ -13,18 +13,27 @@ const PREPROCESSING: u32 = 1;
 /// version. Reads every file: some hundred milliseconds for a gigabyte that is in memory anyway, since it is being loaded.
 ///
 /// # Errors
-/// If a file cannot be read.
-pub(super) fn of(manifest: &Manifest, version: u64, directory: &Path) -> io::Result<String> {
+/// Names the file, or the directory, that cannot be read.
+pub(super) fn of(manifest: &Manifest, version: u64, directory: &Path) -> Result<String, String> {
     let mut hasher = blake3::Hasher::new();
     hasher.update(format!("{PREPROCESSING}/{version}/{manifest:?}").as_bytes());
-    let entries = directory.read_dir()?.map(|entry| entry.map(|entry| entry.path()));
-    let mut paths = entries.collect::<io::Result<Vec<PathBuf>>>()?;
-    paths.sort_unstable();
-    for path in paths.iter().filter(|path| path.is_file()) {
-        let content = blake3::Hasher::new().update_reader(File::open(path)?)?.finalize();
+    for path in files(directory).map_err(|error| format!("cannot read {}: {error}", directory.display()))? {
+        let content = digest(&path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
         hasher.update(format!("/{:?}:{content}", path.file_name()).as_bytes());
     }
     Ok(format!("{}/{version}/{}", manifest.name, &hasher.finalize().to_hex()[..16]))
+}
+
+fn files(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    let entries = directory.read_dir()?.map(|entry| entry.map(|entry| entry.path()));
+    let mut paths = entries.collect::<io::Result<Vec<PathBuf>>>()?;
+    paths.retain(|path| path.is_file());
+    paths.sort_unstable();
+    Ok(paths)
+}
+
+fn digest(path: &Path) -> io::Result<blake3::Hash> {
+    Ok(blake3::Hasher::new().update_reader(File::open(path)?)?.finalize())
 }
 
 #[cfg(test)]
@@ -60,6 +69,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_read_is_an_error() {
-        assert!(of(&Manifest::generator(""), 1, Path::new("/nowhere")).is_err());
+        let why = of(&Manifest::generator(""), 1, Path::new("/nowhere")).unwrap_err();
+        assert!(why.contains("/nowhere"), "{why}");
     }
 }

@@ -10,6 +10,7 @@ mod forms;
 mod jobs;
 mod losses;
 mod outages;
+mod overload;
 mod partitions;
 mod quotas;
 mod register;

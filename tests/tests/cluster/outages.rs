@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use sensorium_tests::{Cluster, Load, Repository, chaos, eventually};
+use sensorium_tests::{Cluster, Load, Repository, chaos, eventually, get};
 
 use super::{cluster, load, none_failed};
 
@@ -50,6 +50,55 @@ async fn an_outage_of_etcd_is_not_noticed_by_requests() {
 #[tokio::test]
 async fn etcd_may_even_lose_its_data() {
     survives(true).await;
+}
+
+/// It keeps its connections and answers nobody: worse to tell from a slow one than one that is gone.
+#[tokio::test]
+async fn an_etcd_that_hangs_is_not_noticed_by_requests() {
+    let cluster = cluster(1, 2).await;
+    let client = cluster.gateways[0].client().await;
+    let load = load(&client);
+    load.answers(30).await;
+    load.recovered("start");
+    let state = async || Some(client.cluster().await.ok()?.dependencies[0].state.clone());
+    cluster.etcd.process().signal("STOP");
+    eventually("the view is known to be stale", async || (state().await? == "stale").then_some(())).await;
+    // longer than the lease of two seconds
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    load.answers(50).await;
+    load.recovered("an etcd that hangs");
+    cluster.etcd.process().signal("CONT");
+    eventually("the view is current again", async || (state().await? == "ok").then_some(())).await;
+    cluster.seen_by(&cluster.gateways[0], &["worker-0".to_owned(), "worker-1".to_owned()]).await;
+    load.answers(50).await;
+    load.recovered("it goes on");
+    none_failed(load).await;
+}
+
+/// Who rolls workers waits until one is ready before the next is stopped: others must have heard of it by then.
+#[tokio::test]
+async fn a_worker_is_not_ready_before_the_register_knows_its_models() {
+    // one that takes its time to load
+    let models = ["identity", "smollm2-135m"];
+    let mut cluster = Cluster::start(Repository::new().with(&models), 1, 1).await;
+    let client = cluster.gateways[0].client().await;
+    let exit = cluster.workers[0].restart().await;
+    assert_eq!(exit.code, Some(0), "{}", exit.log);
+    let worker = &cluster.workers[0].process;
+    eventually("it is registered", async || worker.log().contains("registered").then_some(())).await;
+    cluster.etcd.process().signal("STOP");
+    assert!(!worker.log().contains("smollm2-135m"), "it loaded too quickly for this test:\n{}", worker.log());
+    eventually("it has loaded its models", async || {
+        (worker.log().matches("replica ready").count() == models.len()).then_some(())
+    })
+    .await;
+    // well below the time after which it takes etcd to be out of reach
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let (status, _) = get(cluster.workers[0].http, "/readyz").await.unwrap();
+    assert_eq!(status, 503, "nobody can know of its models yet");
+    cluster.etcd.process().signal("CONT");
+    cluster.ready().await;
+    client.infer(chaos("identity", 0.0, 0.0).deadline(20_000)).await.unwrap();
 }
 
 #[tokio::test]

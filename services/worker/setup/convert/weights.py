@@ -84,6 +84,7 @@ def write(
     if bad := [name for name, tensor in whole.items() if not np.isfinite(tensor).all()]:
         raise Error(f"{model}: not finite: {bad}")
     save_file(whole, path, metadata={"format": "pt"})
+    path.chmod(directory.stat().st_mode & 0o666)  # made for its owner alone: who may enter may read
 
     found = fingerprint(load_file(path))
     _compare(model, found, json.loads(EXPECTED.read_text())[model])
