@@ -176,21 +176,41 @@ impl Understanding {
         &self.options
     }
 
-    /// The label space of the versions that are served, embedded on first use.
+    /// The label space of the versions that are served, made on first use. Whoever gives up waiting for it does not undo
+    /// what has been made so far.
+    ///
+    /// # Errors
+    /// If a model is not held, or does not answer.
     pub async fn space(&self) -> Result<Arc<LabelSpace>> {
         let (text, image) = (&self.options.text, &self.options.image);
         let versions =
             format!("{} {}", self.router.held(text, None)?.namespace, self.router.held(image, None)?.namespace);
-        let mut made = self.space.lock().await;
+        let mut made = self.space.clone().lock_owned().await;
         if let Some((of, space)) = &*made
             && *of == versions
         {
             return Ok(space.clone());
         }
-        let labels = (self.labels)(image.clone()).await?;
-        let space = Arc::new(LabelSpace::embed(&self.router, text, labels).await?);
-        *made = Some((versions, space.clone()));
-        Ok(space)
+        let this = self.clone();
+        let making = tokio::spawn(async move {
+            let labels = (this.labels)(this.options.image.clone()).await?;
+            let space = Arc::new(LabelSpace::embed(&this.router, &this.options.text, labels).await?);
+            *made = Some((versions, space.clone()));
+            Ok(space)
+        });
+        making.await.map_err(|error| Error::Internal(format!("the label space: {error}")))?
+    }
+
+    /// Makes the label space ahead of the images that need it: when there is somebody to make it with, and again when
+    /// versions change. Never returns.
+    pub async fn keep_space(self) {
+        let mut turns = tokio::time::interval(Duration::from_secs(1));
+        loop {
+            turns.tick().await;
+            if let Err(error) = self.space().await {
+                tracing::debug!(%error, "images have no place in the shared space yet");
+            }
+        }
     }
 
     /// The permit at the door, for those who ask for parts of an understanding.
@@ -309,4 +329,120 @@ impl Understanding {
 /// Time that passed since `started`.
 fn seconds(started: Instant) -> f64 {
     Duration::as_secs_f64(&started.elapsed())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+    use futures::FutureExt;
+    use sensorium_cluster::bus::Bus;
+    use sensorium_cluster::membership::{Held, Lease, Membership, Registration, Role};
+
+    use super::*;
+    use crate::admission::{self, Admission};
+    use crate::request::{NamedTensor, Reply, ReplyStream, Request};
+    use crate::route::client::Client;
+    use crate::supervision::tree::Tree;
+    use crate::tensor::Tensor;
+
+    /// Embeds into one dimension, a request a second.
+    #[derive(Default)]
+    struct Encoder {
+        rows: AtomicUsize,
+    }
+
+    impl Client for Encoder {
+        fn name(&self) -> &'static str {
+            "worker"
+        }
+
+        fn infer<'a>(&'a self, request: &'a Request, _: &'a Context) -> BoxFuture<'a, Result<Reply>> {
+            async move {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                let rows = request.inputs[0].tensor.shape()[0];
+                let count = usize::try_from(rows).unwrap();
+                self.rows.fetch_add(count, Relaxed);
+                let tensor = Tensor::from_f32(vec![rows, 1], &vec![1.0; count]).unwrap();
+                Ok(Reply {
+                    model: request.model.clone(),
+                    version: 1,
+                    outputs: vec![NamedTensor { name: "embedding".to_owned(), tensor }],
+                    parameters: Parameters::default(),
+                    last: true,
+                    tokens: Vec::new(),
+                })
+            }
+            .boxed()
+        }
+
+        fn stream(&self, _: Request, _: Context) -> BoxFuture<'_, Result<ReplyStream>> {
+            async { Err(Error::Cancelled) }.boxed()
+        }
+    }
+
+    fn holding(image: &str) -> Registration {
+        let held = |name: &str, namespace: &str| Held {
+            name: name.to_owned(),
+            version: 1,
+            state: "READY".to_owned(),
+            namespace: namespace.to_owned(),
+            ..Held::default()
+        };
+        let models = vec![held("minilm", "minilm/1/a"), held("efficientnet-lite0", image)];
+        Registration { node: "worker".into(), role: Role::Worker, capacity: 1, models, ..Registration::default() }
+    }
+
+    /// An understanding behind one worker, what that has embedded, and its lease.
+    async fn understanding(labels: usize) -> (Understanding, Arc<Encoder>, Lease) {
+        let encoder = Arc::new(Encoder::default());
+        let membership = Membership::embedded();
+        let lease = membership.register(holding("efficientnet-lite0/1/a"));
+        let connect = {
+            let encoder = encoder.clone();
+            move |_: &Registration| -> Option<Arc<dyn Client>> { Some(encoder.clone()) }
+        };
+        let options = crate::route::Options { name: "gateway".into(), zone: String::new(), cache: None, subset: 0 };
+        let admission = Admission::new(admission::Options::bound(8));
+        let router =
+            Router::start(options, &membership, Arc::new(connect), admission, Bus::embedded(), Tree::default());
+        let router = router.await.unwrap();
+        router.refresh().await;
+        let names = (0..labels).map(|label| format!("label {label}")).collect::<Vec<_>>();
+        let labels: Labels = Arc::new(move |_| {
+            let names = names.clone();
+            async move { Ok(names) }.boxed()
+        });
+        (Understanding::new(router, Options::default(), labels).unwrap(), encoder, lease)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_label_space_is_made_once_however_often_callers_give_up() {
+        let (understanding, encoder, _lease) = understanding(1000).await;
+        let mut given_up = 0;
+        let space = loop {
+            match tokio::time::timeout(Duration::from_millis(300), understanding.space()).await {
+                Ok(space) => break space.unwrap(),
+                Err(_) => given_up += 1,
+            }
+            assert!(given_up < 1000, "it is never made");
+        };
+        assert!(given_up > 3, "nobody had to wait");
+        assert_eq!(encoder.rows.load(Relaxed), 1000);
+        assert_eq!(space.project(&[0.5; 1000]), [1.0]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_label_space_is_kept_ahead_of_images_and_made_anew_for_other_weights() {
+        let (understanding, encoder, lease) = understanding(100).await;
+        let keeping = tokio::spawn(understanding.clone().keep_space());
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        assert_eq!(encoder.rows.load(Relaxed), 100);
+        lease.update(|registration| *registration = holding("efficientnet-lite0/1/b"));
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        assert_eq!(encoder.rows.load(Relaxed), 200);
+        let made = understanding.space().now_or_never().expect("it is at hand");
+        assert_eq!(made.unwrap().labels(&[1.0], 1), [("label 0", 1.0)]);
+        keeping.abort();
+    }
 }

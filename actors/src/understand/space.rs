@@ -9,6 +9,8 @@ use crate::tensor::Tensor;
 
 /// Labels that take part, as in the paper's best results.
 const COMBINED: usize = 10;
+/// Labels that are embedded in one request: others find their place between two.
+const TOGETHER: usize = 64;
 
 /// The embeddings of all class labels.
 pub struct LabelSpace {
@@ -27,18 +29,21 @@ impl LabelSpace {
             });
         }
         let sentences: Vec<String> = labels.iter().map(|label| format!("a photo of {}", first_name(label))).collect();
-        let request = Request {
-            model: encoder.into(),
-            version: None,
-            inputs: vec![NamedTensor { name: "text".to_owned(), tensor: Tensor::from_elements(&sentences) }],
-            parameters: Parameters::default(),
-            outputs: Vec::new(),
-            resume: None,
-        };
-        let reply = router.infer_within(&request, &Context::default()).await?;
-        let tensor = reply.output("embedding")?;
-        let width = tensor.shape().get(1).and_then(|&width| usize::try_from(width).ok()).unwrap_or(0);
-        let embeddings = tensor.to_f32().map_err(|error| Error::Internal(error.to_string()))?;
+        let (mut embeddings, mut width) = (Vec::new(), 0);
+        for sentences in sentences.chunks(TOGETHER) {
+            let request = Request {
+                model: encoder.into(),
+                version: None,
+                inputs: vec![NamedTensor { name: "text".to_owned(), tensor: Tensor::from_elements(sentences) }],
+                parameters: Parameters::default(),
+                outputs: Vec::new(),
+                resume: None,
+            };
+            let reply = router.infer_within(&request, &Context::default()).await?;
+            let tensor = reply.output("embedding")?;
+            width = tensor.shape().get(1).and_then(|&width| usize::try_from(width).ok()).unwrap_or(0);
+            embeddings.extend(tensor.to_f32().map_err(|error| Error::Internal(error.to_string()))?);
+        }
         Ok(Self { labels, embeddings, width })
     }
 

@@ -130,6 +130,7 @@ pub async fn door(
         })
     };
     let understanding = Understanding::new(router.clone(), config.understand.clone(), labels)?;
+    tokio::spawn(understanding.clone().keep_space());
     let node = name.to_owned();
     let auth = Auth::start(&config.auth)?;
     let tls = tls::door(config)?;

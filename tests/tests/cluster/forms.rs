@@ -29,6 +29,20 @@ async fn nodes_start_in_any_order() {
     client.infer(Ask::of("minilm").bytes("text", &["x"])).await.unwrap();
 }
 
+/// A thousand class names are embedded before a picture comes that needs them.
+#[tokio::test]
+async fn a_gateway_is_ahead_of_its_first_picture() {
+    let repository = Repository::new().with(&["minilm", "efficientnet-lite0"]);
+    let cluster = Cluster::start(repository, 1, 1).await;
+    let client = cluster.gateways[0].client().await;
+    eventually("the class names are embedded", async || {
+        // a few names stand for two classes
+        (client.statistics("minilm").await.inference_count > 990).then_some(())
+    })
+    .await;
+    assert_eq!(client.statistics("efficientnet-lite0").await.inference_count, 0);
+}
+
 #[tokio::test]
 async fn the_whole_door_works_through_a_gateway() {
     let cluster = cluster(1, 2).await;
