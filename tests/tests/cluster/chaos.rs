@@ -21,6 +21,7 @@ enum Fault {
     GatewayRestarted,
     EtcdOut,
     EtcdEmptied,
+    EtcdFrozen,
     Parted,
     CutOff,
     PartedFromEtcd,
@@ -30,8 +31,8 @@ enum Fault {
 
 use Fault::*;
 
-const ANYWHERE: [Fault; 7] =
-    [WorkerKilled, WorkerFrozen, WorkerRestarted, GatewayKilled, GatewayRestarted, EtcdOut, EtcdEmptied];
+const ANYWHERE: [Fault; 8] =
+    [WorkerKilled, WorkerFrozen, WorkerRestarted, GatewayKilled, GatewayRestarted, EtcdOut, EtcdEmptied, EtcdFrozen];
 const BETWEEN_HOSTS: [Fault; 5] = [Parted, CutOff, PartedFromEtcd, Slow, Lossy];
 const WORKERS: usize = 3;
 const GATEWAYS: usize = 2;
@@ -50,6 +51,7 @@ async fn sleep(random: &mut SmallRng, seconds: std::ops::Range<f64>) {
 #[derive(Clone, Copy, Debug)]
 enum Loss {
     Nats,
+    NatsHangs,
     Redis,
     RedisHangs,
     Etcd,
@@ -57,7 +59,8 @@ enum Loss {
     Gateway,
 }
 
-const LOSSES: [Loss; 6] = [Loss::Nats, Loss::Redis, Loss::RedisHangs, Loss::Etcd, Loss::Worker, Loss::Gateway];
+const LOSSES: [Loss; 7] =
+    [Loss::Nats, Loss::NatsHangs, Loss::Redis, Loss::RedisHangs, Loss::Etcd, Loss::Worker, Loss::Gateway];
 
 /// Lets something be lost for a while.
 async fn lose(loss: Loss, cluster: &mut Cluster, random: &mut SmallRng) {
@@ -70,11 +73,12 @@ async fn lose(loss: Loss, cluster: &mut Cluster, random: &mut SmallRng) {
             sleep(random, 0.0..6.0).await;
             lost.resume().await;
         }
-        Loss::RedisHangs => {
-            let redis = cluster.redis.as_ref().unwrap();
-            redis.process().signal("STOP");
+        Loss::NatsHangs | Loss::RedisHangs => {
+            let hangs = if matches!(loss, Loss::NatsHangs) { &cluster.nats } else { &cluster.redis };
+            let process = hangs.as_ref().unwrap().process();
+            process.signal("STOP");
             sleep(random, 0.5..6.0).await;
-            redis.process().signal("CONT");
+            process.signal("CONT");
         }
         Loss::Etcd => {
             cluster.etcd.stop().await;
@@ -123,6 +127,11 @@ async fn happen(fault: Fault, cluster: &mut Cluster, random: &mut SmallRng) {
                 cluster.etcd.forget();
             }
             cluster.etcd.resume().await;
+        }
+        EtcdFrozen => {
+            cluster.etcd.process().signal("STOP");
+            sleep(random, 0.5..8.0).await;
+            cluster.etcd.process().signal("CONT");
         }
         Parted => cluster.network().part(&door, &host),
         CutOff => cluster.network().cut_off(&host),

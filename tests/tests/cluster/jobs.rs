@@ -146,6 +146,32 @@ async fn without_nats_jobs_are_refused_and_requests_do_not_notice() {
     none_failed(load).await;
 }
 
+/// What was said to a NATS that hangs may be heard when it goes on: whoever was refused asks again, and has one job.
+#[tokio::test]
+async fn a_nats_that_hangs_refuses_jobs_and_doubles_none() {
+    let cluster = cluster(2, 1).await;
+    let doors = Doors::of(&cluster.gateways).await;
+    let client = cluster.gateways[0].client().await;
+    let first = client.submit(header("first"), texts("first", 10)).await.unwrap();
+    complete(&client, &client.finish(&first.id).await.unwrap(), 10).await;
+    let load = load_at(&doors);
+    load.answers(20).await;
+    cluster.nats.as_ref().unwrap().process().signal("STOP");
+    for _ in 0..2 {
+        let refused = Refusal::of(client.submit(header("hung"), texts("hung", 10)).await);
+        refused.is_retriable(Code::Unavailable, "JOBS_UNAVAILABLE");
+    }
+    load.answers(50).await;
+    load.recovered("NATS hangs");
+    cluster.nats.as_ref().unwrap().process().signal("CONT");
+    let job = eventually("jobs are taken again", async || client.submit(header("hung"), texts("hung", 10)).await.ok());
+    let job = job.await;
+    complete(&client, &client.finish(&job.id).await.unwrap(), 10).await;
+    let all: Vec<String> = client.all_jobs(3).await.unwrap().into_iter().map(|job| job.id).collect();
+    assert!(all.len() == 2 && all.contains(&first.id) && all.contains(&job.id), "{all:?}");
+    none_failed(load).await;
+}
+
 #[tokio::test]
 async fn what_fails_too_often_is_buried_and_can_be_replayed() {
     let repository = Repository::new().with(&["minilm", "efficientnet-lite0"]);
