@@ -37,7 +37,7 @@ cluster: setup-tests build ## Starts etcd, NATS, Redis, two gateways and three w
 	@$(with_env) cluster/local/cluster.sh up "$(binary)"
 
 .PHONY: cluster-roll
-cluster-roll: setup ## Restarts every gateway and worker of it under load, one after the other.
+cluster-roll: setup ## Restarts every process of it under load, one after the other.
 	@$(with_env) cargo build --release --locked -p sensorium-loadtest
 	@$(with_env) cluster/local/cluster.sh roll "$(target)/release/loadtest"
 

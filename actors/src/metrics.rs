@@ -164,6 +164,8 @@ pub fn describe() {
     count!("sensorium_ejections_total", "Workers that nobody called for a while, after failures in a row");
     level!("sensorium_ejected_workers", "Workers that nobody calls at the moment");
     level!("sensorium_route_workers", "Workers of a model that this gateway calls");
+    level!("sensorium_dependency_up", "1 if etcd, NATS or Redis answers, 0 if it is stale or down");
+    level!("sensorium_dependency_unwell_seconds", Unit::Seconds, "For how long it has been stale or down");
     level!("sensorium_inflight_requests", "Requests admitted and not yet answered");
     count!("sensorium_admission_refused_total", "Requests refused at the door or on the way to a model, by why");
     level!("sensorium_admission_limit", "Requests for a model that may be in work at the moment");

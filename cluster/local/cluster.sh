@@ -3,8 +3,8 @@
 #
 #   cluster.sh up BINARY   starts it, shows it come up, and leaves it running
 #   cluster.sh roll [LOADTEST]
-#                          restarts every worker and gateway, one after the other, each drained first; with the load
-#                          generator's binary under load, of which no request may fail
+#                          restarts every process, one after the other, workers and gateways drained first; with the
+#                          load generator's binary under load, of which no request may fail
 #   cluster.sh down        stops exactly those processes
 #
 # Process ids, logs and data lie in ${SENSORIUM_CLUSTER:-~/.cache/sensorium/cluster}.
@@ -22,15 +22,26 @@ redis=redis://127.0.0.1:16379
 say() { printf 'cluster: %s\n' "$*"; }
 fail() { say "$*" >&2; exit 1; }
 
-# A process is ours if it still runs under the id that we noted, with the command that we started.
-runs() { [[ -e $folder/$1.pid ]] && kill -0 "$(cat "$folder/$1.pid")" 2> /dev/null; }
+# When a process began, in the kernel's ticks: ids are used again.
+began() { sed 's/.*) //' "/proc/$1/stat" 2> /dev/null | cut -d ' ' -f 20; }
+
+# A process is ours if the one that has the id that we noted began when ours did.
+runs() {
+    local pid since
+    [[ -e $folder/$1.pid ]] && read -r pid since < "$folder/$1.pid" && [[ -n $since && $(began "$pid") == "$since" ]]
+}
+
+signal() { # NAME SIGNAL
+    local pid since
+    read -r pid since < "$folder/$1.pid" && kill "-$2" "$pid"
+}
 
 start() {
     local name=$1
     shift
     if runs "$name"; then return; fi
     nohup "$@" > "$folder/$name.log" 2>&1 < /dev/null &
-    echo $! > "$folder/$name.pid"
+    echo "$! $(began $!)" > "$folder/$name.pid"
 }
 
 answers() { # URL
@@ -70,11 +81,25 @@ gateway() { # NUMBER ZONE PORT
 
 seeing_and_reading=identity,minilm,prompt-guard,efficientnet-lite0,open-nsfw,smollm2-135m
 hearing=identity,minilm,silero-vad,whisper-base,whisper-tiny-en
+outside=(etcd nats redis)
 workers=(worker-01 worker-02 worker-03)
 gateways=(gateway-1 gateway-2)
 
 launch() { # NAME
     case $1 in
+        etcd)
+            start etcd etcd --name sensorium --data-dir "$folder/etcd" --listen-client-urls "$etcd" \
+                --advertise-client-urls "$etcd" --listen-peer-urls "$etcd_peer" \
+                --initial-advertise-peer-urls "$etcd_peer" --initial-cluster "sensorium=$etcd_peer"
+            ;;
+        nats)
+            start nats nats-server --addr 127.0.0.1 --port 14222 --http_port 18222 --jetstream --store_dir "$folder/nats"
+            ;;
+        redis)
+            # a cache throws away what was not asked for longest; it is no place for anything else
+            start redis redis-server --bind 127.0.0.1 --port 16379 --save '' --appendonly no --dir "$folder" \
+                --maxmemory 256mb --maxmemory-policy allkeys-lru
+            ;;
         worker-01) worker 01 a "$seeing_and_reading" ;;
         worker-02) worker 02 a "$hearing" ;;
         worker-03) worker 03 b "$seeing_and_reading,silero-vad,whisper-tiny-en" ;;
@@ -85,6 +110,9 @@ launch() { # NAME
 
 ready() { # NAME
     case $1 in
+        etcd) await etcd "$etcd/health" ;;
+        nats) await nats http://127.0.0.1:18222/healthz ;;
+        redis) await redis "$redis" ;;
         worker-*) await "$1" "http://127.0.0.1:82${1#worker-}/readyz" ;;
         gateway-1) await "$1" http://127.0.0.1:8002/readyz ;;
         gateway-2) await "$1" http://127.0.0.1:8012/readyz ;;
@@ -96,17 +124,9 @@ up() {
     [[ -x $binary ]] || fail "there is no binary at $binary"
     mkdir -p "$folder"
     echo "$binary" > "$folder/binary"
-    start etcd etcd --name sensorium --data-dir "$folder/etcd" --listen-client-urls "$etcd" \
-        --advertise-client-urls "$etcd" --listen-peer-urls "$etcd_peer" \
-        --initial-advertise-peer-urls "$etcd_peer" --initial-cluster "sensorium=$etcd_peer"
-    start nats nats-server --addr 127.0.0.1 --port 14222 --http_port 18222 --jetstream --store_dir "$folder/nats"
-    # a cache throws away what was not asked for longest; it is no place for anything else
-    start redis redis-server --bind 127.0.0.1 --port 16379 --save '' --appendonly no --dir "$folder" \
-        --maxmemory 256mb --maxmemory-policy allkeys-lru
-    await etcd "$etcd/health"
-    await nats http://127.0.0.1:18222/healthz
-    await redis "$redis"
     local name
+    for name in "${outside[@]}"; do launch "$name"; done
+    for name in "${outside[@]}"; do ready "$name"; done
     for name in "${workers[@]}" "${gateways[@]}"; do launch "$name"; done
     for name in "${workers[@]}" "${gateways[@]}"; do ready "$name"; done
     "$binary" status
@@ -115,12 +135,12 @@ up() {
 
 stop() {
     if ! runs "$1"; then return; fi
-    kill -TERM "$(cat "$folder/$1.pid")"
+    signal "$1" TERM
     for _ in $(seq 400); do
         runs "$1" || break
         sleep 0.1
     done
-    if runs "$1"; then kill -KILL "$(cat "$folder/$1.pid")"; fi
+    if runs "$1"; then signal "$1" KILL; fi
     rm -f "$folder/$1.pid"
     say "$1 stopped"
 }
@@ -147,7 +167,9 @@ roll() { # [LOADTEST]
         asking=$!
         sleep 2
     fi
-    for name in "${workers[@]}" "${gateways[@]}"; do
+    # whatever happens here, who asks stops
+    trap 'touch "$folder/rolled"' EXIT
+    for name in "${outside[@]}" "${workers[@]}" "${gateways[@]}"; do
         stop "$name"
         launch "$name"
         ready "$name"

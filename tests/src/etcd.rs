@@ -105,6 +105,13 @@ impl Etcd {
         self.process.as_ref().expect("it has not been stopped")
     }
 
+    /// Forgets how what it holds came about.
+    pub async fn compact(&self) {
+        let mut client = etcd_client::Client::connect([self.url()], None).await.expect("etcd");
+        let now = client.get("now", None).await.expect("its revision").header().expect("a header").revision();
+        client.compact(now, None).await.expect("a compaction");
+    }
+
     /// Kills it.
     pub async fn stop(&mut self) {
         if let Some(process) = self.process.take() {

@@ -64,6 +64,8 @@ struct Door {
     tenants: Tenants,
     inside: AtomicU32,
     draining: AtomicBool,
+    /// Draining has begun.
+    began: Notify,
     empty: Notify,
     in_flight: metrics::Gauge,
 }
@@ -126,8 +128,9 @@ impl Admission {
     pub fn new(options: Options) -> Self {
         let tenants = Tenants::new(options.tenants.clone());
         let in_flight = metrics::gauge!("sensorium_inflight_requests");
-        let (inside, draining, empty) = (AtomicU32::new(0), AtomicBool::new(false), Notify::new());
-        Self { door: Arc::new(Door { options, tenants, inside, draining, empty, in_flight }) }
+        let (inside, draining) = (AtomicU32::new(0), AtomicBool::new(false));
+        let (began, empty) = (Notify::new(), Notify::new());
+        Self { door: Arc::new(Door { options, tenants, inside, draining, began, empty, in_flight }) }
     }
 
     /// Quotas are of the whole cluster: each of this many gateways gives its part.
@@ -180,7 +183,11 @@ impl Admission {
         slots.enter(&self.door.options, &self.door.tenants, capacity, context)
     }
 
-    fn must_not_drain(&self) -> Result<()> {
+    /// Whoever only looks on needs no permit, and is not waited for.
+    ///
+    /// # Errors
+    /// `Unavailable` while draining.
+    pub fn must_not_drain(&self) -> Result<()> {
         if !self.is_draining() {
             return Ok(());
         }
@@ -202,9 +209,19 @@ impl Admission {
         self.door.draining.load(Ordering::Acquire)
     }
 
+    /// Returns when new requests are refused: whoever only looks on is better off elsewhere.
+    pub async fn draining(&self) {
+        let mut began = std::pin::pin!(self.door.began.notified());
+        began.as_mut().enable();
+        if !self.is_draining() {
+            began.await;
+        }
+    }
+
     /// Refuses all that come from now on, and waits for those inside.
     pub async fn drain(&self) {
         self.door.draining.store(true, Ordering::Release);
+        self.door.began.notify_waiters();
         loop {
             let mut emptied = std::pin::pin!(self.door.empty.notified());
             emptied.as_mut().enable();

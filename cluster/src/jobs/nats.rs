@@ -209,6 +209,13 @@ impl Nats {
         Ok(ready)
     }
 
+    /// The stream of this configuration, made or changed: settings of a gateway that starts hold from then on.
+    async fn stream(&self, config: stream::Config) -> Result<stream::Stream> {
+        let name = config.name.clone();
+        self.context.create_or_update_stream(config).await.map_err(unavailable)?;
+        self.context.get_stream(name).await.map_err(unavailable)
+    }
+
     async fn make(&self) -> Result<Ready> {
         let Options { prefix, replicas, retention, patience, max_queued, .. } = &self.options;
         let (context, replicas, retention) = (&self.context, *replicas, *retention);
@@ -227,11 +234,17 @@ impl Nats {
             num_replicas: replicas,
             ..stream::Config::default()
         };
-        context.get_or_create_stream(config).await.map_err(unavailable)?;
+        self.stream(config).await?;
         let records = context.get_key_value(bucket).await.map_err(unavailable)?;
         let blobs = format!("{prefix}_blobs");
         let blobs = match context.get_object_store(&blobs).await {
-            Ok(there) => there,
+            Ok(there) => {
+                let stream = context.get_stream(format!("OBJ_{blobs}")).await.map_err(unavailable)?;
+                let there_is = &stream.cached_info().config;
+                let config = stream::Config { max_age: retention, num_replicas: replicas, ..there_is.clone() };
+                context.update_stream(config).await.map_err(unavailable)?;
+                there
+            }
             Err(_) => {
                 let config = object_store::Config {
                     bucket: blobs,
@@ -250,7 +263,7 @@ impl Nats {
             duplicate_window: SAME.min(retention),
             ..stream::Config::default()
         };
-        let dead = context.get_or_create_stream(plain("dead", format!("{prefix}.dead"))).await.map_err(unavailable)?;
+        let dead = self.stream(plain("dead", format!("{prefix}.dead"))).await?;
         let mut queues = HashMap::new();
         for &name in self.names {
             let config = stream::Config {
@@ -260,7 +273,7 @@ impl Nats {
                 max_messages: *max_queued,
                 ..plain(&format!("queue_{name}"), self.subject(name))
             };
-            let stream = context.get_or_create_stream(config).await.map_err(unavailable)?;
+            let stream = self.stream(config).await?;
             let consumer = pull::Config {
                 durable_name: Some("intake".to_owned()),
                 ack_policy: AckPolicy::Explicit,
@@ -268,7 +281,7 @@ impl Nats {
                 max_ack_pending: MAX_IN_HANDS,
                 ..pull::Config::default()
             };
-            queues.insert(name, stream.get_or_create_consumer("intake", consumer).await.map_err(unavailable)?);
+            queues.insert(name, stream.create_consumer(consumer).await.map_err(unavailable)?);
         }
         Ok(Ready { records, blobs, dead, queues })
     }

@@ -2,20 +2,24 @@
 //!
 //! Two tasks. [`keep`] holds a node's key: it grants the lease, puts the key, renews, and starts over whenever any of
 //! that fails, also when etcd comes back without its data. [`follow`] keeps the view: it lists, watches from the
-//! revision after the list, and lists again when the watch breaks or its revision was compacted.
+//! revision after the list, and when the watch breaks reads on from the revision that it has reached. It lists again if
+//! that was compacted, or if the register has lost its data.
 
-use std::collections::BTreeMap;
+mod missing;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use etcd_client::{
-    Certificate, Client, ConnectOptions, EventType, GetOptions, Identity, PutOptions, TlsOptions, WatchOptions,
+    Certificate, Client, Compare, CompareOp, ConnectOptions, EventType, GetOptions, Identity, PutOptions, TlsOptions,
+    Txn, TxnOp, TxnOpResponse, WatchOptions,
 };
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use self::missing::Missing;
 use super::{Link, Registration, View, Written};
 
 /// An answer that does not come within this is an outage.
@@ -134,6 +138,23 @@ impl Etcd {
         format!("{}/nodes/", self.prefix)
     }
 
+    /// Which register this is, and its revision: a mark that whoever reads first leaves in it, and that is gone with its
+    /// data. Revisions alone do not tell: those of a register that was emptied grow again.
+    async fn mark(&self, client: &Client) -> Result<(Vec<u8>, i64)> {
+        let key = format!("{}/mark", self.prefix);
+        let own = format!("{:?} {}", std::time::SystemTime::now(), std::process::id()).into_bytes();
+        let first = Compare::create_revision(key.as_str(), CompareOp::Equal, 0);
+        let leave = TxnOp::put(key.as_str(), own.as_slice(), None);
+        let look = TxnOp::get(key.as_str(), None);
+        let answer = within(client.kv_client().txn(Txn::new().when([first]).and_then([leave]).or_else([look]))).await?;
+        let revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
+        let there = answer.op_responses().into_iter().find_map(|response| match response {
+            TxnOpResponse::Get(got) => got.kvs().first().map(|kv| kv.value().to_vec()),
+            _ => None,
+        });
+        Ok((there.unwrap_or(own), revision))
+    }
+
     fn key(&self, node: &str) -> String {
         format!("{}{node}", self.nodes())
     }
@@ -249,10 +270,10 @@ pub(super) async fn follow(
     trouble: Arc<watch::Sender<String>>,
 ) {
     let mut backoff = options.backoff();
-    let mut missing = Missing::default();
+    let (mut missing, mut place) = (Missing::default(), Place::default());
     loop {
         let mut current = false;
-        let outcome = read(&options, &view, &link, &trouble, &mut missing, &mut current).await;
+        let outcome = read(&options, &view, &link, &trouble, &mut missing, &mut place, &mut current).await;
         let Err(error) = outcome;
         let lost = link.send_if_modified(|link| {
             let was = *link == Link::Current;
@@ -272,39 +293,11 @@ pub(super) async fn follow(
     }
 }
 
-/// Nodes that were in the view and are not in a fresh list. They are given the time of a lease to come back: etcd may
-/// have lost its data, or they may be registering again just now. A node that is really gone is noticed by its route.
+/// Up to which revision of which register the view has been read; of none, to begin with.
 #[derive(Default)]
-struct Missing {
-    until: BTreeMap<String, Instant>,
-}
-
-impl Missing {
-    fn merge(&mut self, before: &View, listed: BTreeMap<String, Registration>, grace: Duration) -> View {
-        let now = Instant::now();
-        let mut merged = listed;
-        self.until.retain(|node, _| !merged.contains_key(node));
-        for (node, registration) in before.iter() {
-            if !merged.contains_key(node) {
-                let until = *self.until.entry(node.clone()).or_insert(now + grace);
-                if until > now {
-                    merged.insert(node.clone(), registration.clone());
-                }
-            }
-        }
-        Arc::new(merged)
-    }
-
-    fn next(&self) -> Option<Instant> {
-        self.until.values().min().copied()
-    }
-
-    fn take_due(&mut self) -> Vec<String> {
-        let now = Instant::now();
-        let due = self.until.iter().filter(|(_, until)| **until <= now).map(|(node, _)| node.clone()).collect();
-        self.until.retain(|_, until| *until > now);
-        due
-    }
+struct Place {
+    mark: Vec<u8>,
+    revision: i64,
 }
 
 async fn read(
@@ -313,22 +306,29 @@ async fn read(
     link: &watch::Sender<Link>,
     trouble: &watch::Sender<String>,
     missing: &mut Missing,
+    place: &mut Place,
     current: &mut bool,
 ) -> Result<std::convert::Infallible> {
     let client = options.connect().await?;
     let prefix = options.nodes();
-    let mut lists = client.kv_client().max_decoding_message_size(LIST);
-    let list = within(lists.get(prefix.as_str(), Some(GetOptions::new().with_prefix()))).await?;
-    let revision = list.header().map_or(0, etcd_client::ResponseHeader::revision);
-    let listed = list.kvs().iter().filter_map(|kv| parse(kv.key(), kv.value(), &prefix)).collect();
-    view.send_modify(|view| *view = missing.merge(view, listed, options.lease));
-    let watching = WatchOptions::new().with_prefix().with_start_revision(revision + 1).with_progress_notify();
+    let (mark, now) = options.mark(&client).await?;
+    let resumed = place.mark == mark && place.revision <= now;
+    if !resumed {
+        let mut lists = client.kv_client().max_decoding_message_size(LIST);
+        let list = within(lists.get(prefix.as_str(), Some(GetOptions::new().with_prefix()))).await?;
+        let revision = list.header().map_or(0, etcd_client::ResponseHeader::revision);
+        let listed = list.kvs().iter().filter_map(|kv| parse(kv.key(), kv.value(), &prefix)).collect();
+        view.send_modify(|view| *view = missing.merge(view, listed, options.lease));
+        *place = Place { mark, revision };
+    }
+    let from = place.revision + 1;
+    let watching = WatchOptions::new().with_prefix().with_start_revision(from).with_progress_notify();
     let mut watches = client.watch_client().max_decoding_message_size(LIST);
     let mut events = within(watches.watch(prefix.as_str(), Some(watching))).await?;
     *current = true;
     trouble.send_replace(String::new());
     if link.send_replace(Link::Current) != Link::Current {
-        tracing::info!(nodes = view.borrow().len(), revision, "the view of the cluster is current");
+        tracing::info!(nodes = view.borrow().len(), from, resumed, "the view of the cluster is current");
     }
     loop {
         let due = missing.next();
@@ -343,15 +343,19 @@ async fn read(
             }
         };
         if event.canceled() {
-            // also when the revision was compacted: the next list starts from a newer one
-            return Err(Error::Ended(event.cancel_reason().to_owned()));
+            // also when the revision was compacted: everything is listed anew
+            *place = Place::default();
+            return Err(Error::Ended(match event.compact_revision() {
+                0 => event.cancel_reason().to_owned(),
+                oldest => format!("what came before revision {oldest} is compacted"),
+            }));
         }
         for event in event.events() {
             let Some(kv) = event.kv() else { continue };
             match event.event_type() {
                 EventType::Put => {
                     if let Some((node, registration)) = parse(kv.key(), kv.value(), &prefix) {
-                        missing.until.remove(&node);
+                        missing.heard(&node);
                         view.send_if_modified(|view| {
                             let changed = view.get(&node) != Some(&registration);
                             if changed {
@@ -363,12 +367,18 @@ async fn read(
                 }
                 EventType::Delete => {
                     if let Some(node) = node_of(kv.key(), &prefix) {
-                        missing.until.remove(node);
+                        missing.heard(node);
                         view.send_if_modified(|view| Arc::make_mut(view).remove(node).is_some());
                     }
                 }
             }
         }
+        // of an answer with events the header may be ahead of those that are still to come
+        let revision = match event.events().iter().filter_map(|event| Some(event.kv()?.mod_revision())).max() {
+            None => event.header().map(etcd_client::ResponseHeader::revision),
+            last => last,
+        };
+        place.revision = place.revision.max(revision.unwrap_or(0));
     }
 }
 
@@ -390,26 +400,6 @@ fn parse(key: &[u8], value: &[u8], prefix: &str) -> Option<(String, Registration
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn nodes(names: &[&str]) -> BTreeMap<String, Registration> {
-        let node = |name: &str| Registration { node: name.to_owned(), ..Registration::default() };
-        names.iter().map(|name| ((*name).to_owned(), node(name))).collect()
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn who_is_missing_from_a_list_is_given_the_time_of_a_lease() {
-        let grace = Duration::from_secs(5);
-        let mut missing = Missing::default();
-        let before = Arc::new(nodes(&["a", "b"]));
-        let view = missing.merge(&before, nodes(&[]), grace);
-        assert_eq!(view.len(), 2, "etcd without its data does not empty the view");
-        tokio::time::advance(Duration::from_secs(3)).await;
-        let view = missing.merge(&view, nodes(&["a"]), grace);
-        assert_eq!(view.len(), 2);
-        tokio::time::advance(Duration::from_secs(3)).await;
-        assert_eq!(missing.take_due(), ["b"], "`a` has come back, `b` has not");
-        assert_eq!(missing.next(), None);
-    }
 
     #[test]
     fn what_is_no_registration_is_left_out() {

@@ -1,12 +1,14 @@
 //! The cluster as this gateway sees it, for operators.
 
+use std::time::Duration;
+
 use sensorium_actors::jobs::Jobs;
 use sensorium_actors::route::Router;
 use sensorium_cluster::health::Health;
 use sensorium_cluster::membership::{Registration, Role};
 use sensorium_proto::admin::{Dependency, GetClusterResponse, HeldVersion, Node, Route, RouteWorker};
 
-pub fn describe(node: &str, router: &Router, jobs: Option<&Jobs>) -> GetClusterResponse {
+pub(crate) fn describe(node: &str, router: &Router, jobs: Option<&Jobs>) -> GetClusterResponse {
     let membership = router.membership();
     let view = membership.watch().borrow().clone();
     let routes = router.models().into_iter().map(|model| Route {
@@ -23,13 +25,11 @@ pub fn describe(node: &str, router: &Router, jobs: Option<&Jobs>) -> GetClusterR
             .collect(),
         model,
     });
+    let outside = outside(router, jobs).into_iter().map(|(name, health)| {
+        let reason = if name == "etcd" { membership.trouble() } else { String::new() };
+        dependency(name, health, reason)
+    });
     let cache = router.cache();
-    let outside = [
-        ("etcd", Some(membership.health()), membership.trouble()),
-        ("nats", jobs.map(|jobs| jobs.store().health()), String::new()),
-        ("redis", cache.map(|cache| cache.health()), String::new()),
-    ];
-    let outside = outside.into_iter().filter_map(|(name, health, reason)| Some(dependency(name, health?, reason)));
     let counts = cache.map(|cache| cache.counts()).unwrap_or_default();
     GetClusterResponse {
         node: node.to_owned(),
@@ -39,6 +39,30 @@ pub fn describe(node: &str, router: &Router, jobs: Option<&Jobs>) -> GetClusterR
         in_flight: router.admission().in_flight() as u64,
         cache_hits: counts.hits,
         cache_lookups: counts.lookups,
+    }
+}
+
+/// How etcd, NATS and Redis fare, those of them that are used.
+fn outside(router: &Router, jobs: Option<&Jobs>) -> Vec<(&'static str, Health)> {
+    let states = [
+        ("etcd", Some(router.membership().health())),
+        ("nats", jobs.map(|jobs| jobs.store().health())),
+        ("redis", router.cache().map(|cache| cache.health())),
+    ];
+    states.into_iter().filter_map(|(name, health)| Some((name, health?))).collect()
+}
+
+/// Tells metrics, once a second, how etcd, NATS and Redis fare. Never returns.
+pub async fn observe(router: Router, jobs: Option<Jobs>) {
+    let mut turns = tokio::time::interval(Duration::from_secs(1));
+    loop {
+        turns.tick().await;
+        for (name, health) in outside(&router, jobs.as_ref()) {
+            let well = if matches!(health, Health::Embedded | Health::Ok) { 1.0 } else { 0.0 };
+            metrics::gauge!("sensorium_dependency_up", "dependency" => name).set(well);
+            let seconds = health.unwell_for().as_secs_f64();
+            metrics::gauge!("sensorium_dependency_unwell_seconds", "dependency" => name).set(seconds);
+        }
     }
 }
 

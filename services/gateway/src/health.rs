@@ -19,8 +19,8 @@ use crate::server::Door;
 const LOOK: Duration = Duration::from_millis(200);
 
 /// Services that health is asked for by name.
-const SERVICES: [&str; 4] =
-    ["", "inference.GRPCInferenceService", "sensorium.v1.Sensorium", "sensorium.admin.v1.Admin"];
+const SERVICES: [&str; 5] =
+    ["", "inference.GRPCInferenceService", "sensorium.v1.Sensorium", "sensorium.v1.Jobs", "sensorium.admin.v1.Admin"];
 
 /// Whether the required models are warm and nobody is draining.
 #[derive(Clone)]

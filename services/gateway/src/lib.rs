@@ -7,7 +7,7 @@
 #![allow(unreachable_pub)]
 
 pub mod auth;
-mod cluster;
+pub mod cluster;
 mod context;
 pub mod health;
 pub mod http;

@@ -74,10 +74,11 @@ pub fn init() -> Result<Telemetry, Error> {
     Ok(Telemetry { metrics, filter: filter_handle, traces, endpoint })
 }
 
-/// Where spans of single requests, batches and sequences are made.
-const SPANS: [&str; 4] = [
+/// Where spans of single requests, tasks of jobs, batches and sequences are made.
+const SPANS: [&str; 5] = [
     "sensorium_gateway::trace",
     "sensorium_plane::service",
+    "sensorium_actors::jobs::queue",
     "sensorium_actors::replica::forward",
     "sensorium_actors::replica::generate",
 ];

@@ -142,6 +142,7 @@ pub async fn door(
         }
         None => None,
     };
+    tokio::spawn(sensorium_gateway::cluster::observe(router.clone(), jobs.clone()));
     let limits = config.limits.clone();
     Ok(Door { node, router, fleet, understanding, jobs, intake, readiness, limits, auth, tls })
 }

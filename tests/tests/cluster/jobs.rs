@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use sensorium_proto::v1::part::Content;
-use sensorium_proto::v1::{Job, JobItem, ReplayDeadTaskRequest, job};
+use sensorium_proto::v1::submit_job_request::Message;
+use sensorium_proto::v1::{Job, JobItem, ReplayDeadTaskRequest, SubmitJobRequest, job};
 use sensorium_tests::jobs::{header, item, text};
 use sensorium_tests::samples::picture;
 use sensorium_tests::{Authority, Client, Cluster, Doors, Outside, Refusal, Repository, cosine, eventually, within};
@@ -170,6 +171,59 @@ async fn a_nats_that_hangs_refuses_jobs_and_doubles_none() {
     let all: Vec<String> = client.all_jobs(3).await.unwrap().into_iter().map(|job| job.id).collect();
     assert!(all.len() == 2 && all.contains(&first.id) && all.contains(&job.id), "{all:?}");
     none_failed(load).await;
+}
+
+/// A gateway that leaves waits for an upload, for nobody has its first half, and sends watchers elsewhere.
+#[tokio::test]
+async fn a_gateway_that_leaves_takes_what_is_uploaded_and_sends_watchers_on() {
+    const ITEMS: usize = 400;
+    let mut cluster = cluster(2, 1).await;
+    let (leaving, other) = (cluster.gateways[0].client().await, cluster.gateways[1].client().await);
+    let job = leaving.submit(header("watched"), texts("watched", ITEMS)).await.unwrap();
+    let watching = tokio::spawn({
+        let (leaving, id) = (leaving.clone(), job.id.clone());
+        async move { leaving.finish(&id).await }
+    });
+    let (messages, upload) = tokio::sync::mpsc::channel(1);
+    let uploading = tokio::spawn({
+        let leaving = leaving.clone();
+        let upload = tokio_stream::wrappers::ReceiverStream::new(upload);
+        async move { leaving.jobs.clone().submit_job(upload).await }
+    });
+    let message = |message| SubmitJobRequest { message: Some(message) };
+    messages.send(message(Message::Header(header("uploaded")))).await.unwrap();
+    let items = texts("uploaded", 20);
+    for item in &items[..10] {
+        messages.send(message(Message::Item(item.clone()))).await.unwrap();
+    }
+    cluster.gateways[0].process.signal("TERM");
+    let refused = Refusal::of(watching.await.unwrap());
+    refused.is_retriable(Code::Unavailable, "DRAINING");
+    for item in &items[10..] {
+        messages.send(message(Message::Item(item.clone()))).await.unwrap();
+    }
+    drop(messages);
+    let uploaded = uploading.await.unwrap().unwrap().into_inner();
+    let exit = cluster.gateways[0].process.ended(Duration::from_secs(60)).await;
+    assert_eq!(exit.code, Some(0), "{}", exit.log);
+    for (job, items) in [(job, ITEMS), (uploaded, 20)] {
+        let over = eventually("the job is over", async || other.finish(&job.id).await.ok()).await;
+        complete(&other, &over, items).await;
+    }
+}
+
+/// What a gateway is started with holds from then on, whoever made the queues.
+#[tokio::test]
+async fn a_queue_takes_the_settings_of_the_gateway_that_starts() {
+    let mut cluster = cluster(1, 1).await;
+    let generous = cluster.gateways[0].client().await;
+    let job = generous.submit(header("first"), texts("first", 300)).await.unwrap();
+    complete(&generous, &generous.finish(&job.id).await.unwrap(), 300).await;
+    cluster.add_gateway_with(&["--set", "jobs.max_queued=5"]);
+    cluster.ready().await;
+    let strict = cluster.gateways[1].client().await;
+    let refused = Refusal::of(strict.submit(header("second"), texts("second", 300)).await);
+    refused.is_retriable(Code::ResourceExhausted, "JOBS_QUEUE_FULL");
 }
 
 #[tokio::test]

@@ -19,6 +19,9 @@ async fn survives(forget: bool) {
     let told = client.cluster().await.unwrap();
     assert_eq!(told.dependencies[0].state, "stale", "{told:?}");
     assert!(told.dependencies[0].seconds > 3.0, "{told:?}");
+    let metric = async |name: &str| cluster.gateways[0].metric(name, &["dependency=\"etcd\""]).await;
+    assert!(metric("sensorium_dependency_up").await < 0.5);
+    assert!(metric("sensorium_dependency_unwell_seconds").await > 1.0);
     assert_eq!(told.nodes.iter().filter(|node| node.role == "worker").count(), 2, "{told:?}");
     // a worker that dies meanwhile is noticed without etcd
     cluster.workers[0].process.signal("KILL");
@@ -29,6 +32,11 @@ async fn survives(forget: bool) {
         cluster.etcd.forget();
     }
     cluster.etcd.resume().await;
+    let resumed = format!("\"resumed\":{}", !forget);
+    eventually("it is read on from where it was, unless it was emptied", async || {
+        cluster.gateways[0].process.log().contains(&resumed).then_some(())
+    })
+    .await;
     eventually("the view is current again, without the dead worker", async || {
         let told = client.cluster().await.ok()?;
         let workers: Vec<_> = told.nodes.iter().filter(|node| node.role == "worker").collect();

@@ -16,6 +16,7 @@ async fn services_and_models_are_serving() {
         "",
         "inference.GRPCInferenceService",
         "sensorium.v1.Sensorium",
+        "sensorium.v1.Jobs",
         "sensorium.admin.v1.Admin",
         "identity",
         "minilm",

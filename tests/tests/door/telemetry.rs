@@ -2,12 +2,16 @@
 
 use std::time::Duration;
 
+use sensorium_proto::v1::SubmitJobRequest;
+use sensorium_proto::v1::submit_job_request::Message;
+use sensorium_tests::jobs::{header, text};
 use sensorium_tests::{Repository, Server, ServerOptions, chaos};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+const JOBS_TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 
 /// Reads HTTP requests of one connection and passes their bodies on.
 async fn collect(mut stream: TcpStream, bodies: mpsc::UnboundedSender<Vec<u8>>) -> std::io::Result<()> {
@@ -47,7 +51,8 @@ async fn one_trace_reaches_from_the_caller_to_the_batch() {
             tokio::spawn(collect(stream, bodies.clone()));
         }
     });
-    let options = ServerOptions::new(Repository::new().chaos("chaos", &[]))
+    let options = ServerOptions::new(Repository::new().with(&["minilm"]).chaos("chaos", &[]))
+        .set("understand.text_guard", "")
         .environment("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint)
         .environment("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
         .environment("OTEL_SERVICE_NAME", "sensorium-under-test");
@@ -57,6 +62,13 @@ async fn one_trace_reaches_from_the_caller_to_the_batch() {
     let parent = format!("00-{TRACE}-00f067aa0ba902b7-01");
     request.metadata_mut().insert("traceparent", parent.parse().unwrap());
     client.inference.clone().model_infer(request).await.unwrap();
+    // and of a job: its tasks are worked on long after the call has ended
+    let message = |message| SubmitJobRequest { message: Some(message) };
+    let messages = [message(Message::Header(header("traced"))), message(Message::Item(text("one", "a word")))];
+    let mut request = tonic::Request::new(tokio_stream::iter(messages));
+    request.metadata_mut().insert("traceparent", format!("00-{JOBS_TRACE}-00f067aa0ba902b7-01").parse().unwrap());
+    let job = client.jobs.clone().submit_job(request).await.unwrap().into_inner();
+    client.finish(&job.id).await.unwrap();
     server.terminate();
     let exit = server.wait(Duration::from_secs(60)).await;
     assert_eq!(exit.code, Some(0), "{}", exit.log);
@@ -65,10 +77,15 @@ async fn one_trace_reaches_from_the_caller_to_the_batch() {
     while let Ok(body) = exported.try_recv() {
         spans.extend(body);
     }
-    let id: Vec<u8> = (0..16).map(|n| u8::from_str_radix(&TRACE[2 * n..2 * n + 2], 16).unwrap()).collect();
+    let id = |trace: &str| -> Vec<u8> {
+        (0..16).map(|n| u8::from_str_radix(&trace[2 * n..2 * n + 2], 16).unwrap()).collect()
+    };
     let count = |needle: &[u8]| spans.windows(needle.len()).filter(|window| *window == needle).count();
-    assert!(count(&id) >= 2, "{} spans of the caller's trace in {} bytes", count(&id), spans.len());
-    for word in ["ModelInfer", "batch", "sensorium-under-test"] {
+    for (trace, least) in [(TRACE, 2), (JOBS_TRACE, 3)] {
+        let count = count(&id(trace));
+        assert!(count >= least, "{count} spans of the caller's trace {trace} in {} bytes", spans.len());
+    }
+    for word in ["ModelInfer", "batch", "SubmitJob", "task", "sensorium-under-test"] {
         assert!(count(word.as_bytes()) > 0, "'{word}' in what was exported");
     }
 }

@@ -3,7 +3,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 
-use futures::{Stream, StreamExt};
+use futures::{Stream, StreamExt, stream};
 use sensorium_actors::error::{Error, Result};
 use sensorium_actors::jobs::Jobs as Handle;
 use sensorium_actors::jobs::record::{self, Item, Outcome, Snapshot, State, Work};
@@ -158,6 +158,8 @@ impl Jobs for JobsService {
         let _timed = Timed::start("SubmitJob");
         let span = request_span("SubmitJob", "", request.metadata());
         let context = span.in_scope(|| caller(&request))?;
+        // counted with the tenant's requests, and waited for by a drain: nobody has an upload's first half
+        let _until_accepted = self.door.router.admission().enter(&context).map_err(|error| from_error(&error))?;
         self.submit(request.into_inner(), &context).instrument(span).await.map(Response::new)
     }
 
@@ -168,7 +170,12 @@ impl Jobs for JobsService {
         let jobs = self.jobs().map_err(|error| from_error(&error))?;
         let snapshots = jobs.watch(tenant, request.into_inner().id);
         let told = snapshots.map(|snapshot| snapshot.map(job).map_err(|error| from_error(&error)));
-        Ok(Response::new(Box::pin(told)))
+        // a gateway that leaves says so: another one knows the job as well
+        let (admission, refusing) = (self.door.router.admission().clone(), self.door.router.admission().clone());
+        let told = told.take_until(async move { admission.draining().await });
+        let end = stream::once(async move { refusing.must_not_drain().err() });
+        let end = end.filter_map(|error| async move { Some(Err(from_error(&error?))) });
+        Ok(Response::new(Box::pin(told.chain(end))))
     }
 
     async fn get_job(&self, request: Request<GetJobRequest>) -> Answer<GetJobResponse> {

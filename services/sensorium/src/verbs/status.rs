@@ -8,13 +8,14 @@ use std::time::Duration;
 use comfy_table::{CellAlignment, Table, presets};
 use owo_colors::Style;
 use sensorium_proto::admin::admin_client::AdminClient;
-use sensorium_proto::admin::{GetClusterRequest, GetClusterResponse, Route};
+use sensorium_proto::admin::{Actor, GetActorTreeRequest, GetClusterRequest, GetClusterResponse, Route};
 use sensorium_proto::inference::grpc_inference_service_client::GrpcInferenceServiceClient;
 use sensorium_proto::inference::{
     ModelStatistics, ModelStatisticsRequest, RepositoryIndexRequest, ServerLiveRequest, ServerMetadataRequest,
     ServerReadyRequest, StatisticDuration,
 };
 use serde::Serialize;
+use tonic::Code;
 
 use super::connect::{self, Channel, Failure, MAX_ANSWER, Output, Server};
 use super::draw::{bold, dim, paint, seconds};
@@ -42,11 +43,18 @@ pub async fn run(args: StatusArgs) -> anyhow::Result<ExitCode> {
 
 async fn show(args: StatusArgs) -> Result<(), Failure> {
     let channel = args.server.connect().await?;
-    let mut admin = AdminClient::new(channel.clone()).max_decoding_message_size(MAX_ANSWER);
-    let mut client = GrpcInferenceServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER);
+    let admin = AdminClient::new(channel.clone()).max_decoding_message_size(MAX_ANSWER);
+    let client = GrpcInferenceServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER);
     loop {
-        let mut status = ask(&mut client).await?;
-        status.cluster(admin.get_cluster(GetClusterRequest {}).await?.into_inner());
+        let status = match ask(&client, &admin).await {
+            // whoever watches sees it come back
+            Err(Failure::Status(refusal)) if args.watch && passes(&refusal) => {
+                eprintln!("{}: {}, trying again", refusal.code(), refusal.message());
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                continue;
+            }
+            status => status?,
+        };
         let text = match (args.output, args.watch) {
             (Output::Json, false) => serde_json::to_string_pretty(&status)?,
             (Output::Json, true) => serde_json::to_string(&status)?,
@@ -65,7 +73,12 @@ async fn show(args: StatusArgs) -> Result<(), Failure> {
     }
 }
 
-#[derive(Serialize)]
+/// Whether it may be otherwise in a second: nobody there, or too late. tonic calls a connection that breaks unknown.
+fn passes(refusal: &tonic::Status) -> bool {
+    matches!(refusal.code(), Code::Unavailable | Code::DeadlineExceeded | Code::Unknown | Code::Cancelled)
+}
+
+#[derive(Serialize, Default)]
 struct Status {
     name: String,
     version: String,
@@ -116,6 +129,21 @@ impl Status {
         let routes = told.routes;
         self.nodes = told.nodes.into_iter().map(|node| describe_node(node, &routes)).collect();
     }
+
+    /// Counts the replicas of all workers.
+    fn replicas(&mut self, actors: &[Actor]) {
+        for replica in actors.iter().filter(|actor| actor.kind == "replica") {
+            let mut path = replica.path.rsplit('/').skip(1);
+            let (version, name) = (path.next(), path.next());
+            let mut held = self.models.iter_mut();
+            if let Some(model) =
+                held.find(|model| Some(model.name.as_str()) == name && Some(model.version.as_str()) == version)
+            {
+                model.replicas += 1;
+                model.replicas_running += u32::from(replica.state == "running");
+            }
+        }
+    }
 }
 
 fn describe_node(node: sensorium_proto::admin::Node, routes: &[Route]) -> Node {
@@ -149,6 +177,9 @@ struct Model {
     version: String,
     state: String,
     reason: String,
+    /// Of all workers, and those of them that run: others start, or have failed.
+    replicas: u32,
+    replicas_running: u32,
     requests: u64,
     failed: u64,
     /// Means of a request, in seconds; nothing before the first one.
@@ -158,12 +189,21 @@ struct Model {
     memory_bytes: u64,
 }
 
-async fn ask(client: &mut GrpcInferenceServiceClient<Channel>) -> Result<Status, Failure> {
-    let server = client.server_metadata(ServerMetadataRequest {}).await?.into_inner();
-    let live = client.server_live(ServerLiveRequest {}).await?.into_inner().live;
-    let ready = client.server_ready(ServerReadyRequest {}).await?.into_inner().ready;
-    let index = client.repository_index(RepositoryIndexRequest::default()).await?.into_inner();
-    let statistics = client.model_statistics(ModelStatisticsRequest::default()).await?.into_inner();
+async fn ask(client: &GrpcInferenceServiceClient<Channel>, admin: &AdminClient<Channel>) -> Result<Status, Failure> {
+    // side by side: what workers are asked for waits for one that does not answer
+    let [mut first, mut second, mut third, mut fourth, mut fifth] = std::array::from_fn(|_| client.clone());
+    let (mut cluster, mut tree) = (admin.clone(), admin.clone());
+    let (server, live, ready, index, statistics, told, actors) = tokio::try_join!(
+        first.server_metadata(ServerMetadataRequest {}),
+        second.server_live(ServerLiveRequest {}),
+        third.server_ready(ServerReadyRequest {}),
+        fourth.repository_index(RepositoryIndexRequest::default()),
+        fifth.model_statistics(ModelStatisticsRequest::default()),
+        cluster.get_cluster(GetClusterRequest {}),
+        tree.get_actor_tree(GetActorTreeRequest::default()),
+    )?;
+    let (server, live, ready) = (server.into_inner(), live.into_inner().live, ready.into_inner().ready);
+    let (index, statistics) = (index.into_inner(), statistics.into_inner());
     let key = |name: &str, version: &str| (name.to_owned(), version.to_owned());
     let statistics: HashMap<_, _> =
         statistics.model_stats.into_iter().map(|stats| (key(&stats.name, &stats.version), stats)).collect();
@@ -171,17 +211,17 @@ async fn ask(client: &mut GrpcInferenceServiceClient<Channel>) -> Result<Status,
         let counted = statistics.get(&key(&model.name, &model.version)).map(describe).unwrap_or_default();
         Model { name: model.name, version: model.version, state: model.state, reason: model.reason, ..counted }
     });
-    Ok(Status {
+    let mut status = Status {
         name: server.name,
         version: server.version,
         live,
         ready,
-        in_flight: 0,
-        nodes: Vec::new(),
-        dependencies: Vec::new(),
-        cache_hit_rate: None,
         models: models.collect(),
-    })
+        ..Status::default()
+    };
+    status.cluster(told.into_inner());
+    status.replicas(&actors.into_inner().actors);
+    Ok(status)
 }
 
 fn describe(stats: &ModelStatistics) -> Model {
@@ -213,7 +253,9 @@ fn draw(address: &str, status: &Status) -> String {
     let (live, ready) = (mark(status.live, "live", "not live"), mark(status.ready, "ready", "not ready"));
     let mut table = Table::new();
     table.load_preset(presets::NOTHING);
-    table.set_header(["model", "version", "state", "requests", "failed", "queue", "compute", "batch", "memory"]);
+    table.set_header([
+        "model", "version", "state", "replicas", "requests", "failed", "queue", "compute", "batch", "memory",
+    ]);
     for column in table.column_iter_mut().skip(3) {
         column.set_cell_alignment(CellAlignment::Right);
     }
@@ -224,6 +266,10 @@ fn draw(address: &str, status: &Status) -> String {
             model.name.clone(),
             model.version.clone(),
             format!("{}{reason}", model.state),
+            match model.replicas_running {
+                running if running == model.replicas => running.to_string(),
+                running => paint(format!("{running} of {}", model.replicas), bad),
+            },
             model.requests.to_string(),
             model.failed.to_string(),
             time(model.mean_queue_seconds),
@@ -281,5 +327,28 @@ mod tests {
     fn means_need_a_request() {
         assert_eq!(mean(Some(StatisticDuration { count: 0, ns: 0 })), None);
         assert_eq!(mean(Some(StatisticDuration { count: 2, ns: 3_000_000_000 })), Some(1.5));
+    }
+
+    #[test]
+    fn replicas_are_counted_over_all_workers() {
+        let model = |version: &str| Model { name: "m".into(), version: version.into(), ..Model::default() };
+        let mut status = Status { models: vec![model("1"), model("2")], ..Status::default() };
+        let actor = |path: &str, kind: &str, state: &str| Actor {
+            path: path.into(),
+            kind: kind.into(),
+            state: state.into(),
+            ..Actor::default()
+        };
+        status.replicas(&[
+            actor("a/text/m/1", "version", "running"),
+            actor("a/text/m/1/batcher", "batcher", "running"),
+            actor("a/text/m/1/replica-0", "replica", "running"),
+            actor("b/text/m/1/replica-0", "replica", "restarting"),
+            actor("b/text/m/2/replica-0", "replica", "running"),
+            actor("b/text/other/2/replica-0", "replica", "running"),
+        ]);
+        let counted: Vec<_> = status.models.iter().map(|model| (model.replicas_running, model.replicas)).collect();
+        assert_eq!(counted, [(1, 2), (1, 1)]);
+        assert!(draw("http://here", &status).contains("1 of 2"));
     }
 }
