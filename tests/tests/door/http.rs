@@ -40,7 +40,17 @@ async fn metrics_have_their_names_and_bounded_labels() {
         for label in labels.split(',').filter(|label| !label.is_empty()) {
             let name = label.split('=').next().unwrap();
             let known = [
-                "code", "kind", "le", "listener", "method", "modality", "model", "outcome", "reason", "version",
+                "code",
+                "dependency",
+                "kind",
+                "le",
+                "listener",
+                "method",
+                "modality",
+                "model",
+                "outcome",
+                "reason",
+                "version",
                 "worker",
             ];
             assert!(known.contains(&name), "label {name} in {line}");
