@@ -158,3 +158,109 @@ impl State {
         metrics::gauge!("sensorium_ejected_workers", "model" => self.route.model.clone()).set(ejected as f64);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+    use futures::future::BoxFuture;
+
+    use super::*;
+    use crate::error::{Error, Result};
+    use crate::request::{Context, Reply, ReplyStream, Request};
+
+    struct Nobody(String);
+
+    impl Client for Nobody {
+        fn name(&self) -> &str {
+            &self.0
+        }
+
+        fn infer<'a>(&'a self, _: &'a Request, _: &'a Context) -> BoxFuture<'a, Result<Reply>> {
+            async { Err(Error::Cancelled) }.boxed()
+        }
+
+        fn stream(&self, _: Request, _: Context) -> BoxFuture<'_, Result<ReplyStream>> {
+            async { Err(Error::Cancelled) }.boxed()
+        }
+    }
+
+    /// A route with so many workers, `worker-0` and so on.
+    fn state(workers: usize) -> State {
+        let mut state = State { route: Arc::new(Route::new("m")), bus: Bus::embedded(), ejections: HashMap::new() };
+        let workers = (0..workers).map(|worker| {
+            let client: Arc<dyn Client> = Arc::new(Nobody(format!("worker-{worker}")));
+            (Registration { node: format!("worker-{worker}"), capacity: 1, ..Registration::default() }, client)
+        });
+        state.replace(workers.collect());
+        state
+    }
+
+    /// A worker fails so often in a row, and the route is told of it.
+    fn fails(state: &mut State, worker: usize, times: u32) {
+        let candidate = state.route.table().candidates()[worker].clone();
+        for _ in 0..times {
+            candidate.seen.failed();
+        }
+        state.failing(candidate.client.name());
+    }
+
+    fn ejected(state: &State) -> Vec<usize> {
+        let table = state.route.table();
+        (0..table.candidates().len()).filter(|&worker| table.candidates()[worker].seen.is_ejected()).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn five_failures_in_a_row_eject_for_longer_each_time() {
+        let mut state = state(3);
+        fails(&mut state, 0, 4);
+        assert!(ejected(&state).is_empty(), "four are not enough");
+        let seen = state.route.table().candidates()[0].seen.clone();
+        seen.answered(Duration::from_millis(1), 1.0, 0.0);
+        fails(&mut state, 0, 4);
+        assert!(ejected(&state).is_empty(), "an answer between them makes two rows of four");
+        for seconds in [30, 60, 90] {
+            fails(&mut state, 0, 5);
+            tokio::time::advance(Duration::from_secs(seconds - 1)).await;
+            assert_eq!(ejected(&state), [0], "within {seconds} s");
+            tokio::time::advance(Duration::from_secs(1)).await;
+            assert!(ejected(&state).is_empty(), "after {seconds} s");
+        }
+        // each interval in which it behaves takes one away
+        (0..3).for_each(|_| state.look());
+        fails(&mut state, 0, 5);
+        tokio::time::advance(Duration::from_secs(30)).await;
+        assert!(ejected(&state).is_empty(), "as if it were the first time");
+        for _ in 0..20 {
+            fails(&mut state, 0, 5);
+            tokio::time::advance(MAX_EJECTION).await;
+            assert!(ejected(&state).is_empty(), "never longer than {MAX_EJECTION:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_tenth_is_ejected_at_most_but_always_one() {
+        for (workers, most) in [(1, 1), (2, 1), (19, 1), (20, 2), (35, 3)] {
+            let mut state = state(workers);
+            (0..workers).for_each(|worker| fails(&mut state, worker, 5));
+            assert_eq!(ejected(&state).len(), most, "of {workers}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_worker_that_started_anew_is_not_blamed_for_the_one_before() {
+        let mut state = state(2);
+        fails(&mut state, 0, 5);
+        let again = |incarnation: &str| {
+            let client: Arc<dyn Client> = Arc::new(Nobody("worker-0".into()));
+            let incarnation = incarnation.to_owned();
+            vec![(
+                Registration { node: "worker-0".into(), capacity: 1, incarnation, ..Registration::default() },
+                client,
+            )]
+        };
+        state.replace(again(""));
+        assert_eq!(ejected(&state), [0], "the register has only said something else of it");
+        state.replace(again("another"));
+        assert!(ejected(&state).is_empty());
+    }
+}

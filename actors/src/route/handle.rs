@@ -168,3 +168,21 @@ impl Drop for Call {
         let _ = self.depth.fetch_update(Relaxed, Relaxed, |depth| depth.checked_sub(1));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_tenth_of_the_requests_may_be_tried_again() {
+        let route = Route::new("m");
+        let afford = || (0..100_000).take_while(|_| route.withdraw()).count();
+        let quiet = afford();
+        let least = RETRIES_PER_SECOND as usize * RETRY_WINDOW.as_secs() as usize;
+        assert!((least..=least + 1).contains(&quiet), "{quiet}: a quiet service can retry at all");
+        (0..5000).for_each(|_| route.deposit());
+        let busy = afford();
+        assert!((480..=520).contains(&busy), "{busy} of 5000");
+        assert!(!route.withdraw(), "no more than that");
+    }
+}
