@@ -161,28 +161,8 @@ impl State {
 
 #[cfg(test)]
 mod tests {
-    use futures::FutureExt;
-    use futures::future::BoxFuture;
-
     use super::*;
-    use crate::error::{Error, Result};
-    use crate::request::{Context, Reply, ReplyStream, Request};
-
-    struct Nobody(String);
-
-    impl Client for Nobody {
-        fn name(&self) -> &str {
-            &self.0
-        }
-
-        fn infer<'a>(&'a self, _: &'a Request, _: &'a Context) -> BoxFuture<'a, Result<Reply>> {
-            async { Err(Error::Cancelled) }.boxed()
-        }
-
-        fn stream(&self, _: Request, _: Context) -> BoxFuture<'_, Result<ReplyStream>> {
-            async { Err(Error::Cancelled) }.boxed()
-        }
-    }
+    use crate::route::client::tests::Nobody;
 
     /// A route with so many workers, `worker-0` and so on.
     fn state(workers: usize) -> State {

@@ -36,3 +36,26 @@ impl Client for Worker {
         Box::pin(Worker::stream(self, request, context))
     }
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::error::Error;
+
+    /// A worker of this name, which answers nothing.
+    pub(in crate::route) struct Nobody(pub(in crate::route) String);
+
+    impl Client for Nobody {
+        fn name(&self) -> &str {
+            &self.0
+        }
+
+        fn infer<'a>(&'a self, _: &'a Request, _: &'a Context) -> BoxFuture<'a, Result<Reply>> {
+            Box::pin(async { Err(Error::Cancelled) })
+        }
+
+        fn stream(&self, _: Request, _: Context) -> BoxFuture<'_, Result<ReplyStream>> {
+            Box::pin(async { Err(Error::Cancelled) })
+        }
+    }
+}

@@ -214,30 +214,12 @@ fn two<'a>(of: &[&'a Arc<Candidate>], rng: &mut impl Rng) -> &'a Arc<Candidate> 
 
 #[cfg(test)]
 mod tests {
-    use futures::future::BoxFuture;
     use rand::SeedableRng;
     use rand::rngs::SmallRng;
     use sensorium_cluster::membership::Registration;
 
     use super::*;
-    use crate::request::{Context, Reply, ReplyStream, Request};
-    use crate::route::client::Client;
-
-    struct Nobody(String);
-
-    impl Client for Nobody {
-        fn name(&self) -> &str {
-            &self.0
-        }
-
-        fn infer<'a>(&'a self, _: &'a Request, _: &'a Context) -> BoxFuture<'a, Result<Reply>> {
-            Box::pin(async { Err(Error::Cancelled) })
-        }
-
-        fn stream(&self, _: Request, _: Context) -> BoxFuture<'_, Result<ReplyStream>> {
-            Box::pin(async { Err(Error::Cancelled) })
-        }
-    }
+    use crate::route::client::tests::Nobody;
 
     fn held(version: u64, state: &str) -> Held {
         Held { name: "m".into(), version, state: state.into(), ..Held::default() }

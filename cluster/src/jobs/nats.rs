@@ -1,7 +1,8 @@
 //! Jobs in NATS JetStream.
 //!
-//! Streams, bucket and object store are made by whoever comes first, and made anew if NATS has lost its data. The client
-//! connects again by itself; while it has not, everything is refused at once rather than after a timeout.
+//! Streams, bucket and object store are made by whoever comes first, made anew if NATS has lost its data, and given the
+//! settings of every gateway that starts. The client connects again by itself; while it has not, everything is refused at
+//! once rather than after a timeout.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -191,7 +192,7 @@ impl Nats {
         format!("{}.jobs.{queue}", self.options.prefix)
     }
 
-    /// Streams, bucket and object store, made if they are not there.
+    /// Streams, bucket and object store, made if they are not there, and with the settings of this gateway.
     async fn ready(&self) -> Result<Arc<Ready>> {
         if self.client.connection_state() != State::Connected {
             return Err(unavailable("not connected"));
@@ -234,7 +235,7 @@ impl Nats {
             num_replicas: replicas,
             ..stream::Config::default()
         };
-        self.stream(config).await?;
+        context.create_or_update_stream(config).await.map_err(unavailable)?;
         let records = context.get_key_value(bucket).await.map_err(unavailable)?;
         let blobs = format!("{prefix}_blobs");
         let blobs = match context.get_object_store(&blobs).await {
