@@ -103,6 +103,8 @@ pub struct Request {
     pub outputs: Vec<String>,
     /// A generation goes on from here: what a worker told before it was lost.
     pub resume: Option<Resume>,
+    /// Only these files of the version may answer, since what they answer is to be kept; `None`: any.
+    pub namespace: Option<Arc<str>>,
 }
 
 /// What has been told of a generation.
@@ -139,6 +141,7 @@ impl Request {
             parameters: Parameters::default(),
             outputs: Vec::new(),
             resume: None,
+            namespace: None,
         }
     }
 

@@ -83,6 +83,7 @@ pub(super) async fn guard(served: &Arc<Served>, request: &Request, context: &Con
         parameters: Parameters::default(),
         outputs: Vec::new(),
         resume: None,
+        namespace: None,
     };
     let (embedded, parameters) = Box::pin(embed(&upstream, &inner, context, pool)).await?;
     let embedding = embedded.into_iter().next().ok_or_else(|| unexpected("no embedding"))?.tensor;

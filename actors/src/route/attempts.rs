@@ -36,6 +36,7 @@ pub struct Attempts {
     pauses: ExponentialBackoff,
     budget: Option<f64>,
     size: f64,
+    namespace: Option<Arc<str>>,
     slot: Slot,
 }
 
@@ -92,6 +93,7 @@ impl Attempts {
             pauses: pauses.with_jitter().without_max_times().build(),
             budget: context.budget.map(|budget| budget.as_secs_f64()),
             size: request.size(),
+            namespace: request.namespace.clone(),
             slot,
         })
     }
@@ -102,7 +104,8 @@ impl Attempts {
     }
 
     fn pick_beside(&self, tried: &[String], budget: Option<f64>) -> Result<Call> {
-        let wish = Wish { version: self.version, zone: &self.zone, tried, budget, size: self.size };
+        let namespace = self.namespace.as_deref();
+        let wish = Wish { version: self.version, zone: &self.zone, tried, budget, size: self.size, namespace };
         let candidate = self.route.table().pick(&self.route.model, &wish, &mut rand::rng())?;
         Ok(Call::start(&self.route, candidate, self.size))
     }
@@ -187,6 +190,9 @@ impl Attempts {
         }
         self.tried.push(failed.candidate.client.name().to_owned());
         let elsewhere = self.pick();
+        if let Err(other_files @ Error::NotFound { .. }) = elsewhere {
+            return Err(other_files);
+        }
         if again == Again::Elsewhere && elsewhere.is_err() {
             // the pool's word weighs more than one worker's
             return Err(match elsewhere {
@@ -218,24 +224,27 @@ impl Attempts {
     }
 
     /// One call, and a second one beside it if the first takes longer than most do.
-    async fn hedged(&self, call: &Call, request: &Request, context: &Context) -> Result<Reply> {
+    async fn hedged(&mut self, call: &Call, request: &Request, context: &Context) -> Result<Reply> {
         let first = note(call, call.candidate.client.infer(request, context));
         let Some(after) = self.hedge_after() else { return first.await };
-        let second = async {
-            tokio::time::sleep(after).await;
-            let hedge = self.pick_beside(&[call.candidate.client.name().to_owned()], None).ok();
-            let Some(hedge) = hedge.filter(|_| self.route.withdraw()) else {
-                return std::future::pending().await;
-            };
-            metrics::counter!("sensorium_hedges_total", "model" => self.route.model.clone()).increment(1);
-            note(&hedge, hedge.candidate.client.infer(request, context)).await
-        };
-        // the loser is dropped, and with it cancelled
-        match select(std::pin::pin!(first), std::pin::pin!(second)).await {
-            Either::Left((answer @ Ok(_), _)) | Either::Right((answer @ Ok(_), _)) => answer,
-            Either::Left((error, _)) => error,
-            Either::Right((Err(_), first)) => first.await,
+        let mut first = std::pin::pin!(first);
+        if let Ok(answer) = tokio::time::timeout(after, &mut first).await {
+            return answer;
         }
+        let hedge = self.pick_beside(&[call.candidate.client.name().to_owned()], None).ok();
+        let Some(hedge) = hedge.filter(|_| self.route.withdraw()) else { return first.await };
+        metrics::counter!("sensorium_hedges_total", "model" => self.route.model.clone()).increment(1);
+        let second = std::pin::pin!(note(&hedge, hedge.candidate.client.infer(request, context)));
+        // the loser is dropped, and with it cancelled; one that fails leaves it to the other
+        let last = match select(first, second).await {
+            Either::Left((Err(error), second)) if again(&error, &self.policy) != Again::Never => second.await,
+            Either::Right((Err(_), first)) => return first.await,
+            Either::Left((answer, _)) | Either::Right((answer, _)) => return answer,
+        };
+        if last.is_err() {
+            self.tried.push(hedge.candidate.client.name().to_owned());
+        }
+        last
     }
 
     fn hedge_after(&self) -> Option<Duration> {
@@ -255,7 +264,15 @@ async fn note(call: &Call, answer: impl Future<Output = Result<Reply>>) -> Resul
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::Ordering::Relaxed;
+
+    use sensorium_cluster::membership::{Held, Registration};
+
     use super::*;
+    use crate::admission::Options;
+    use crate::route::candidate::Candidate;
+    use crate::route::client::tests::Slow;
+    use crate::route::table::Table;
 
     fn unavailable(reason: &'static str) -> Error {
         Error::Unavailable { reason, message: String::new(), retry_after: Duration::ZERO }
@@ -274,5 +291,68 @@ mod tests {
         assert_eq!(again(&Error::Internal("poison".into()), &safe), Again::Never);
         assert_eq!(again(&Error::invalid("x", "y"), &safe), Again::Never);
         assert_eq!(again(&Error::DeadlineExceeded { stage: String::new() }, &safe), Again::Never);
+    }
+
+    /// One hedged request of a model whose requests take 10 ms. The first worker is the less loaded one.
+    async fn hedged(policy: &Policy, first: &Arc<Slow>, second: &Arc<Slow>) -> Result<Reply> {
+        let route = Arc::new(Route::new("m"));
+        let policy = Policy { hedge_percentile: 90.0, ..policy.clone() };
+        route.latencies.percentile(policy.hedge_percentile);
+        (0..50).for_each(|_| route.latencies.record(Duration::from_millis(10)));
+        let held = Held { name: "m".into(), version: 1, state: "READY".into(), policy, ..Held::default() };
+        let registration = Registration { models: vec![held], ..Registration::default() };
+        let candidate = |client: &Arc<Slow>| Arc::new(Candidate::new(&registration, "m", client.clone(), None));
+        let all = vec![candidate(first), candidate(second)];
+        all[1].seen.started();
+        route.publish(Table::new(all));
+        let (request, context) = (Request::of_bytes("m", "text", ""), Context::default());
+        let admission = Admission::new(Options::bound(8));
+        let mut attempts = Attempts::new(route, "".into(), &admission, &request, &context)?;
+        attempts.infer(&request, &context).await
+    }
+
+    fn told(worker: &Slow) -> (usize, usize) {
+        (worker.begun.load(Relaxed), worker.ended.load(Relaxed))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_sooner_answer_wins_and_the_other_call_is_cancelled() {
+        let (quick, idle) = (Slow::new("quick", 9, None), Slow::new("idle", 5, None));
+        hedged(&Policy::default(), &quick, &idle).await.unwrap();
+        assert_eq!((told(&quick), told(&idle)), ((1, 1), (0, 0)), "there was no need of a hedge");
+        let (slow, hedge) = (Slow::new("slow", 1000, None), Slow::new("hedge", 5, None));
+        let begun = Instant::now();
+        hedged(&Policy::default(), &slow, &hedge).await.unwrap();
+        assert!(begun.elapsed() < Duration::from_millis(30), "{:?}", begun.elapsed());
+        assert_eq!((told(&slow), told(&hedge)), ((1, 0), (1, 1)));
+        let (late, later) = (Slow::new("late", 100, None), Slow::new("later", 1000, None));
+        hedged(&Policy::default(), &late, &later).await.unwrap();
+        assert_eq!((told(&late), told(&later)), ((1, 1), (1, 0)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failure_leaves_the_answer_to_the_other_call() {
+        let lost = || unavailable("WORKER_LOST");
+        let (first, hedge) = (Slow::new("first", 50, Some(lost)), Slow::new("hedge", 100, None));
+        hedged(&Policy::default(), &first, &hedge).await.unwrap();
+        assert_eq!((told(&first), told(&hedge)), ((1, 1), (1, 1)), "the hedge goes on");
+        let (first, hedge) = (Slow::new("first", 100, None), Slow::new("hedge", 50, Some(lost)));
+        hedged(&Policy::default(), &first, &hedge).await.unwrap();
+        assert_eq!((told(&first), told(&hedge)), ((1, 1), (1, 1)), "the first goes on");
+        let poison = || Error::invalid("text", "bad");
+        let (first, hedge) = (Slow::new("first", 50, Some(poison)), Slow::new("hedge", 1000, None));
+        assert_eq!(hedged(&Policy::default(), &first, &hedge).await.unwrap_err().code(), "invalid_argument");
+        assert_eq!(told(&hedge), (1, 0), "it would fail there, too");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_must_be_done_once_is_neither_hedged_nor_tried_again() {
+        let once = Policy { idempotent: false, ..Policy::default() };
+        let (slow, idle) = (Slow::new("slow", 1000, Some(|| unavailable("WORKER_LOST"))), Slow::new("idle", 5, None));
+        assert_eq!(hedged(&once, &slow, &idle).await.unwrap_err().code(), "unavailable");
+        assert_eq!((told(&slow), told(&idle)), ((1, 1), (0, 0)));
+        let (slow, idle) = (Slow::new("slow", 20, Some(|| unavailable("UNREACHABLE"))), Slow::new("idle", 5, None));
+        hedged(&once, &slow, &idle).await.unwrap();
+        assert_eq!(told(&idle), (1, 1), "what never reached a worker was not done");
     }
 }

@@ -39,8 +39,13 @@ impl Client for Worker {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+    use std::time::Duration;
+
     use super::*;
     use crate::error::Error;
+    use crate::request::Parameters;
 
     /// A worker of this name, which answers nothing.
     pub(in crate::route) struct Nobody(pub(in crate::route) String);
@@ -52,6 +57,51 @@ pub(super) mod tests {
 
         fn infer<'a>(&'a self, _: &'a Request, _: &'a Context) -> BoxFuture<'a, Result<Reply>> {
             Box::pin(async { Err(Error::Cancelled) })
+        }
+
+        fn stream(&self, _: Request, _: Context) -> BoxFuture<'_, Result<ReplyStream>> {
+            Box::pin(async { Err(Error::Cancelled) })
+        }
+    }
+
+    /// A worker that takes its time for every request, and counts those that were begun and those that were ended.
+    pub(in crate::route) struct Slow {
+        pub name: &'static str,
+        pub takes: Duration,
+        pub fails: Option<fn() -> Error>,
+        pub begun: AtomicUsize,
+        pub ended: AtomicUsize,
+    }
+
+    impl Slow {
+        pub(in crate::route) fn new(name: &'static str, takes: u64, fails: Option<fn() -> Error>) -> Arc<Self> {
+            let takes = Duration::from_millis(takes);
+            Arc::new(Self { name, takes, fails, begun: AtomicUsize::new(0), ended: AtomicUsize::new(0) })
+        }
+    }
+
+    impl Client for Slow {
+        fn name(&self) -> &str {
+            self.name
+        }
+
+        fn infer<'a>(&'a self, request: &'a Request, _: &'a Context) -> BoxFuture<'a, Result<Reply>> {
+            Box::pin(async {
+                self.begun.fetch_add(1, Relaxed);
+                tokio::time::sleep(self.takes).await;
+                self.ended.fetch_add(1, Relaxed);
+                match self.fails {
+                    Some(error) => Err(error()),
+                    None => Ok(Reply {
+                        model: request.model.clone(),
+                        version: 1,
+                        outputs: Vec::new(),
+                        parameters: Parameters::default(),
+                        last: true,
+                        tokens: Vec::new(),
+                    }),
+                }
+            })
         }
 
         fn stream(&self, _: Request, _: Context) -> BoxFuture<'_, Result<ReplyStream>> {

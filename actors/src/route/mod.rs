@@ -136,9 +136,9 @@ impl Router {
         context.permits(&request.model)?;
         let route = self.route(&request.model)?;
         if let Some(cache) = &self.cache {
-            let read = |held: &Held| held.policy.cached.then(|| held.namespace.clone());
-            if let Some(namespace) = route.resolve(request.version, read)?
-                && let Some(plan) = Plan::of(request, &namespace, context)?
+            let read = |held: &Held| held.policy.cached.then(|| (held.version, held.namespace.clone()));
+            if let Some((version, namespace)) = route.resolve(request.version, read)?
+                && let Some(plan) = Plan::of(request, version, &namespace, context)?
             {
                 let compute = |part: Request| {
                     let route = route.clone();

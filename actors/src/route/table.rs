@@ -58,6 +58,15 @@ pub struct Wish<'a> {
     pub budget: Option<f64>,
     /// See `budget`.
     pub size: f64,
+    /// Only workers that hold these files of the version.
+    pub namespace: Option<&'a str>,
+}
+
+impl Wish<'_> {
+    /// What is wished for, if the candidate holds it.
+    fn held_by<'c>(&self, candidate: &'c Candidate) -> Option<&'c Held> {
+        candidate.holds(self.version).filter(|held| self.namespace.is_none_or(|wanted| wanted == held.namespace))
+    }
 }
 
 impl Table {
@@ -117,15 +126,16 @@ impl Table {
     /// Picks a worker.
     ///
     /// # Errors
-    /// `Unavailable` if nobody is left, `Exhausted` if all who are left are full: the pool, not a worker.
+    /// `Unavailable` if nobody is left, `Exhausted` if all who are left are full: the pool, not a worker; `NotFound` if
+    /// those who are left hold other files of the version.
     pub fn pick(&self, model: &str, wish: &Wish<'_>, rng: &mut impl Rng) -> Result<Arc<Candidate>> {
         // of those who take more now: the table does not know of who has refused since it was made
         let takers = self.candidates.iter().filter(|candidate| candidate.takes_more());
-        let tiers = takers.filter_map(|candidate| candidate.holds(wish.version)).map(Tier::of);
+        let tiers = takers.filter_map(|candidate| wish.held_by(candidate)).map(Tier::of);
         let best = tiers.filter(|tier| *tier > Tier::Down).max();
         let tier = best.or_else(|| self.held(wish.version).map(Tier::of)).unwrap_or(Tier::Down);
         let holds = |candidate: &&Arc<Candidate>| {
-            candidate.holds(wish.version).is_some_and(|held| Tier::of(held) == tier)
+            wish.held_by(candidate).is_some_and(|held| Tier::of(held) == tier)
                 && !wish.tried.iter().any(|tried| tried == candidate.client.name())
         };
         let mut left: Vec<&Arc<Candidate>> =
@@ -139,6 +149,15 @@ impl Table {
             left = self.candidates.iter().filter(holds).filter(|candidate| !candidate.draining).collect();
         }
         if left.is_empty() {
+            let other = |candidate: &&Arc<Candidate>| wish.held_by(candidate).is_none() && candidate.takes_more();
+            if let Some(namespace) = wish.namespace
+                && let Some(other) = self.candidates.iter().filter(other).find_map(|other| other.holds(wish.version))
+            {
+                return Err(Error::NotFound {
+                    what: format!("'{namespace}'"),
+                    known: format!("loaded is {}", other.namespace),
+                });
+            }
             return Err(Error::Unavailable {
                 reason: "NO_WORKER",
                 message: format!("no worker is left for {model} version {}", wish.version),
@@ -236,6 +255,22 @@ mod tests {
 
     fn wish<'a>(zone: &'a str, tried: &'a [String]) -> Wish<'a> {
         Wish { version: 1, zone, tried, ..Wish::default() }
+    }
+
+    #[test]
+    fn of_files_that_differ_those_that_are_wished_for_answer() {
+        let files = |namespace: &str| vec![Held { namespace: namespace.into(), ..held(1, "READY") }];
+        let all = vec![worker("a", "", files("old")), worker("b", "", files("new"))];
+        let table = Table::new(all.clone());
+        let tried = ["a".to_owned()];
+        let old = Wish { namespace: Some("old"), ..wish("", &[]) };
+        for _ in 0..20 {
+            assert_eq!(table.pick("m", &old, &mut rng()).unwrap().client.name(), "a");
+        }
+        let others = table.pick("m", &Wish { tried: &tried, ..old }, &mut rng()).err().unwrap();
+        assert_eq!(others.code(), "not_found", "others are there");
+        let alone = Table::new(all[..1].to_vec());
+        assert_eq!(alone.pick("m", &Wish { tried: &tried, ..old }, &mut rng()).err().unwrap().code(), "unavailable");
     }
 
     #[tokio::test(start_paused = true)]

@@ -38,6 +38,7 @@ impl LabelSpace {
                 parameters: Parameters::default(),
                 outputs: Vec::new(),
                 resume: None,
+                namespace: None,
             };
             let reply = router.infer_within(&request, &Context::default()).await?;
             let tensor = reply.output("embedding")?;

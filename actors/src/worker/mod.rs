@@ -303,9 +303,20 @@ impl Worker {
         let _ = ractor::call!(self.root, |done| root::Message::Stop(served.clone(), done));
     }
 
+    /// Who answers this request.
+    fn asked(&self, request: &Request) -> Result<Arc<Served>> {
+        let served = self.served(&request.model, request.version)?;
+        let Some(wanted) = &request.namespace else { return Ok(served) };
+        let namespace = served.namespace();
+        if **wanted == *namespace {
+            return Ok(served);
+        }
+        Err(Error::NotFound { what: format!("'{wanted}'"), known: format!("loaded is {namespace}") })
+    }
+
     /// Answers one request.
     pub async fn infer(&self, request: &Request, context: &Context) -> Result<Reply> {
-        let served = self.served(&request.model, request.version)?;
+        let served = self.asked(request)?;
         let _in_flight = served.enter();
         let mut finished = Finished::new(served.metrics.clone());
         let answer = pipeline::run(&served, request, context, &self.pool).await;
@@ -315,7 +326,7 @@ impl Worker {
 
     /// Answers one request in parts: a generator piece by piece, any other model at once.
     pub async fn stream(&self, request: Request, context: Context) -> Result<ReplyStream> {
-        let served = self.served(&request.model, request.version)?;
+        let served = self.asked(&request)?;
         if served.generator().is_none() {
             let reply = self.infer(&request, &context).await;
             return Ok(Box::pin(futures::stream::once(async { reply })));

@@ -87,7 +87,7 @@ fn held(served: &Served) -> Held {
         modality: manifest.modality.to_string(),
         state: state.to_owned(),
         reason,
-        namespace: served.namespace.clone(),
+        namespace: served.namespace().into_owned(),
         policy: Policy {
             idempotent: routing.idempotent,
             resume: routing.resume && manifest.pipeline == Pipeline::TextGeneration,

@@ -1,5 +1,6 @@
 //! A served version: what a request needs to reach its batcher, whatever its supervisor is doing at the moment.
 
+use std::borrow::Cow;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -78,8 +79,7 @@ pub struct Served {
     pub path: String,
     /// What its pipeline needs.
     pub assets: Assets,
-    /// Namespace of its answers in a cache: everything that they depend on beside the input.
-    pub namespace: String,
+    namespace: String,
     /// Figures.
     pub metrics: Arc<VersionMetrics>,
     upstream: Option<Arc<dyn Fn() -> Option<Arc<Served>> + Send + Sync>>,
@@ -116,6 +116,15 @@ impl Served {
             ready: Arc::new(watch::Sender::new(0)),
             status: RwLock::new(Status::Loading),
             in_flight: AtomicUsize::new(0),
+        }
+    }
+
+    /// Namespace of its answers in a cache: everything that they depend on beside the input, and so that of the version
+    /// that it reads from, too.
+    pub fn namespace(&self) -> Cow<'_, str> {
+        match self.upstream.as_ref().and_then(|upstream| upstream()) {
+            Some(upstream) => format!("{}<{}", self.namespace, upstream.namespace()).into(),
+            None => self.namespace.as_str().into(),
         }
     }
 

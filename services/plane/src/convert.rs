@@ -33,6 +33,7 @@ pub fn request_to(request: &Request, context: &Context) -> worker::InferRequest 
             .as_ref()
             .map(|resume| worker::Resume { tokens: resume.tokens.clone(), sent: resume.sent as u64 }),
         tenant: context.tenant.to_string(),
+        namespace: request.namespace.as_deref().unwrap_or_default().to_owned(),
     }
 }
 
@@ -53,6 +54,7 @@ pub fn request_from(message: worker::InferRequest) -> Result<(Request, Context)>
         resume: message
             .resume
             .map(|resume| Resume { tokens: resume.tokens, sent: usize::try_from(resume.sent).unwrap_or(usize::MAX) }),
+        namespace: Some(message.namespace).filter(|namespace| !namespace.is_empty()).map(Into::into),
     };
     Ok((request, context))
 }

@@ -23,6 +23,9 @@ pub const PARAMETER: &str = "cache";
 pub struct Plan {
     /// One per row.
     keys: Vec<u128>,
+    /// Who alone may compute what is to be kept under them.
+    version: u64,
+    namespace: Arc<str>,
 }
 
 impl Plan {
@@ -30,11 +33,12 @@ impl Plan {
     ///
     /// # Errors
     /// `InvalidArgument` if the parameter is no truth value.
-    pub fn of(request: &Request, namespace: &str, context: &Context) -> Result<Option<Self>> {
+    pub fn of(request: &Request, version: u64, namespace: &str, context: &Context) -> Result<Option<Self>> {
         if !request.parameters.flag(PARAMETER)?.unwrap_or(true) || namespace.is_empty() {
             return Ok(None);
         }
-        Ok(key::rows(request, namespace, &context.tenant).map(|keys| Self { keys }))
+        let keys = key::rows(request, namespace, &context.tenant);
+        Ok(keys.map(|keys| Self { keys, version, namespace: namespace.into() }))
     }
 
     /// Answers from the cache what it has, and computes the rest, all of it at once.
@@ -55,11 +59,17 @@ impl Plan {
         }
         if !claims.is_empty() {
             let wanted: Vec<usize> = claims.iter().map(|(row, _)| *row).collect();
-            let reply = compute(part(request, &wanted)?).await;
-            let reply = match reply {
+            let part = part(request, &wanted)?;
+            let pinned = Request { version: Some(self.version), namespace: Some(self.namespace), ..part };
+            let reply = match compute(pinned).await {
                 Ok(reply) => reply,
                 // an error that names a row is to name the caller's
                 Err(Error::InvalidArgument { .. }) if wanted.len() < rows => {
+                    drop(claims);
+                    return compute(request.clone()).await;
+                }
+                // other files answer by now: they may, but not under this name
+                Err(Error::NotFound { .. }) => {
                     drop(claims);
                     return compute(request.clone()).await;
                 }
@@ -206,7 +216,7 @@ mod tests {
 
     async fn ask(cache: &Cache, asked: &Mutex<Vec<usize>>, texts: &[&str]) -> Result<Reply> {
         let request = request(texts);
-        let plan = Plan::of(&request, "n", &Context::default()).unwrap().unwrap();
+        let plan = Plan::of(&request, 3, "n", &Context::default()).unwrap().unwrap();
         plan.answer(cache, &request, |part| lengths(asked, part)).await
     }
 
@@ -247,6 +257,23 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_other_files_answer_is_given_but_not_kept() {
+        let (cache, asked) = (cache(), Mutex::default());
+        let request = request(&["a"]);
+        for _ in 0..2 {
+            let plan = Plan::of(&request, 3, "old", &Context::default()).unwrap().unwrap();
+            let compute = |part: Request| async {
+                match part.namespace.as_deref() {
+                    Some("old") => Err(Error::NotFound { what: "old".into(), known: String::new() }),
+                    _ => lengths(&asked, part).await,
+                }
+            };
+            assert_eq!(told(&plan.answer(&cache, &request, compute).await.unwrap()).0, [1.0]);
+        }
+        assert_eq!(*asked.lock().unwrap(), [1, 1]);
+    }
+
+    #[tokio::test]
     async fn nothing_crosses_tenants_namespaces_outputs_or_parameters() {
         let (cache, asked) = (cache(), Mutex::default());
         let plain = request(&["a"]);
@@ -262,12 +289,12 @@ mod tests {
             (&chosen, "n", Context::default()),
         ];
         for (request, namespace, context) in &all {
-            let plan = Plan::of(request, namespace, context).unwrap().unwrap();
+            let plan = Plan::of(request, 3, namespace, context).unwrap().unwrap();
             plan.answer(&cache, request, |part| lengths(&asked, part)).await.unwrap();
         }
         assert_eq!(asked.lock().unwrap().len(), all.len());
         tuned.parameters = Parameters::default();
         tuned.parameters.set(PARAMETER, Parameter::Bool(false));
-        assert!(Plan::of(&tuned, "n", &Context::default()).unwrap().is_none());
+        assert!(Plan::of(&tuned, 3, "n", &Context::default()).unwrap().is_none());
     }
 }

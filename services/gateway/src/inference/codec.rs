@@ -85,7 +85,7 @@ pub fn decode(message: ModelInferRequest, regions: &Regions) -> Result<Incoming>
     let wanted: Vec<Wanted> = wanted.collect::<Result<_>>()?;
     let outputs = wanted.iter().map(|wanted| wanted.name.clone()).collect();
     let model = message.model_name.into();
-    let request = Request { model, version, inputs, parameters, outputs, resume: None };
+    let request = Request { model, version, inputs, parameters, outputs, resume: None, namespace: None };
     Ok(Incoming { request, id: message.id, wanted })
 }
 
