@@ -1,18 +1,20 @@
 //! The embedded twin: one file, by redb. What was accepted is on disk before it is said so.
 
-use std::collections::{HashMap, VecDeque};
+mod queue;
+
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use futures::StreamExt;
-use futures::stream::BoxStream;
 use parking_lot::Mutex;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 use tokio::sync::Notify;
 
-use super::{Dead, Delivery, Error, Message, Record, Result};
+pub(super) use self::queue::Hand;
+use self::queue::Waiting;
+use super::{Dead, Error, Record, Result};
 
 /// Key to revision, seconds since 1970, value.
 const RECORDS: TableDefinition<'_, &str, (u64, u64, &[u8])> = TableDefinition::new("records");
@@ -28,8 +30,6 @@ const DEAD: TableDefinition<'_, u64, (u64, &[u8])> = TableDefinition::new("dead"
 
 /// For so long equal ids are one message.
 const SAME: u64 = 120;
-/// How long a pull waits for a message.
-const PULL: Duration = Duration::from_secs(1);
 /// How often what has expired is swept out.
 const SWEEP: Duration = Duration::from_secs(600);
 
@@ -38,10 +38,8 @@ pub(super) struct Disk {
     file: Arc<Database>,
     queues: Arc<Mutex<HashMap<String, Waiting>>>,
     pushed: Arc<Notify>,
+    max_queued: u64,
 }
-
-/// Places of messages that are in nobody's hands.
-type Waiting = VecDeque<u64>;
 
 fn failed(error: impl Into<redb::Error>) -> Error {
     Error::Unavailable(format!("the file of jobs: {}", error.into()))
@@ -52,13 +50,13 @@ fn now() -> u64 {
 }
 
 impl Disk {
-    pub(super) fn open(path: &Path, retention: Duration) -> Result<Self> {
+    pub(super) fn open(path: &Path, retention: Duration, max_queued: u64) -> Result<Self> {
         let bad = |message: String| Error::Setup(format!("jobs.path: {}: {message}", path.display()));
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).map_err(|error| bad(error.to_string()))?;
         }
         let file = Database::create(path).map_err(|error| bad(error.to_string()))?;
-        let disk = Self { file: Arc::new(file), queues: Arc::default(), pushed: Arc::default() };
+        let disk = Self { file: Arc::new(file), queues: Arc::default(), pushed: Arc::default(), max_queued };
         // what was in somebody's hands when the process ended is in nobody's now
         let read = || -> std::result::Result<(), redb::Error> {
             let change = disk.file.begin_write()?;
@@ -198,90 +196,6 @@ impl Disk {
         .await
     }
 
-    pub(super) async fn push(&self, queue: &str, message: Message) -> Result<()> {
-        let name = queue.to_owned();
-        let pushed = self.change(move |change| {
-            let mut ids = change.open_table(IDS)?;
-            let since = ids.get(message.id.as_str())?.map(|since| since.value());
-            if since.is_some_and(|since| since + SAME > now()) {
-                return Ok(None);
-            }
-            ids.insert(message.id.as_str(), now())?;
-            let mut messages = change.open_table(MESSAGES)?;
-            let all = (name.as_str(), 0)..=(name.as_str(), u64::MAX);
-            let place = messages.range(all)?.next_back().transpose()?.map_or(1, |(place, _)| place.value().1 + 1);
-            let Message { id, trace, body } = &message;
-            messages.insert((name.as_str(), place), (now(), 0, id.as_str(), trace.as_str(), &body[..]))?;
-            Ok(Some(place))
-        });
-        if let Some(place) = pushed.await? {
-            self.wait(queue, place);
-        }
-        Ok(())
-    }
-
-    fn wait(&self, queue: &str, place: u64) {
-        self.queues.lock().entry(queue.to_owned()).or_default().push_back(place);
-        self.pushed.notify_waiters();
-    }
-
-    fn next(&self, queue: &str) -> Option<u64> {
-        self.queues.lock().get_mut(queue)?.pop_front()
-    }
-
-    pub(super) async fn pull(&self, queue: &str, most: usize) -> Result<BoxStream<'static, Result<Delivery>>> {
-        let until = tokio::time::Instant::now() + PULL;
-        let mut places = Vec::new();
-        loop {
-            let pushed = self.pushed.notified();
-            while let Some(place) = self.next(queue).filter(|_| places.len() < most) {
-                places.push(place);
-                if places.len() == most {
-                    break;
-                }
-            }
-            if !places.is_empty() || tokio::time::timeout_at(until, pushed).await.is_err() {
-                break;
-            }
-        }
-        let mut deliveries = Vec::with_capacity(places.len());
-        for place in places {
-            deliveries.extend(self.deliver(queue, place).await.transpose());
-        }
-        Ok(futures::stream::iter(deliveries).boxed())
-    }
-
-    async fn deliver(&self, queue: &str, place: u64) -> Result<Option<Delivery>> {
-        let name = queue.to_owned();
-        let noted = self.change(move |change| {
-            let mut messages = change.open_table(MESSAGES)?;
-            let found = messages.get((name.as_str(), place))?.map(|found| {
-                let (born, deliveries, id, trace, body) = found.value();
-                (born, deliveries + 1, id.to_owned(), trace.to_owned(), Bytes::copy_from_slice(body))
-            });
-            // one that has expired while it waited
-            let Some((born, deliveries, id, trace, body)) = found else { return Ok(None) };
-            // a message that brings the process down is counted before it does
-            messages.insert((name.as_str(), place), (born, deliveries, id.as_str(), trace.as_str(), &body[..]))?;
-            Ok(Some((deliveries, Message { id, trace, body })))
-        });
-        let mut hand = Hand { disk: self.clone(), queue: queue.to_owned(), place, settled: false };
-        let Some((deliveries, message)) = noted.await? else {
-            hand.settled = true;
-            return Ok(None);
-        };
-        Ok(Some(Delivery { message, deliveries, hand: super::Hand::Disk(hand) }))
-    }
-
-    pub(super) async fn waiting(&self, queue: &str) -> Result<u64> {
-        let name = queue.to_owned();
-        self.read(move |read| {
-            let messages = read.open_table(MESSAGES)?;
-            Ok(messages.range((name.as_str(), 0)..=(name.as_str(), u64::MAX))?.count() as u64)
-        })
-        .await
-    }
-
     pub(super) async fn bury(&self, body: Bytes) -> Result<()> {
         self.change(move |change| {
             let mut dead = change.open_table(DEAD)?;
@@ -320,49 +234,15 @@ fn sweep(file: &Database, before: u64) -> std::result::Result<(), redb::Error> {
     Ok(change.commit()?)
 }
 
-pub(super) struct Hand {
-    disk: Disk,
-    queue: String,
-    place: u64,
-    settled: bool,
-}
-
-impl Hand {
-    pub(super) async fn done(mut self) -> Result<()> {
-        let (queue, place) = (self.queue.clone(), self.place);
-        let remove = move |change: &WriteTransaction| {
-            change.open_table(MESSAGES)?.remove((queue.as_str(), place))?;
-            Ok(())
-        };
-        self.disk.change(remove).await?;
-        self.settled = true;
-        Ok(())
-    }
-
-    #[allow(clippy::unnecessary_wraps, reason = "as the other hand has it")]
-    pub(super) fn back(self, after: Duration) -> Result<()> {
-        tokio::spawn(async move {
-            tokio::time::sleep(after).await;
-            drop(self);
-        });
-        Ok(())
-    }
-}
-
-impl Drop for Hand {
-    /// Whoever had it has gone without a word.
-    fn drop(&mut self) {
-        if !self.settled {
-            self.disk.wait(&self.queue, self.place);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use futures::StreamExt;
+
+    use super::super::{Delivery, Message};
     use super::*;
 
     const DAY: Duration = Duration::from_secs(86_400);
+    const MANY: u64 = 1000;
 
     async fn pull(disk: &Disk) -> Vec<Delivery> {
         disk.pull("q", 10).await.unwrap().map(Result::unwrap).collect().await
@@ -375,7 +255,7 @@ mod tests {
     #[tokio::test]
     async fn records_change_only_by_whoever_knows_them() {
         let folder = tempfile::tempdir().unwrap();
-        let disk = Disk::open(&folder.path().join("jobs"), DAY).unwrap();
+        let disk = Disk::open(&folder.path().join("jobs"), DAY, MANY).unwrap();
         assert!(disk.create("a.b", Bytes::from_static(b"1")).await.unwrap());
         assert!(!disk.create("a.b", Bytes::from_static(b"2")).await.unwrap());
         let record = disk.get("a.b").await.unwrap().unwrap();
@@ -394,20 +274,20 @@ mod tests {
     async fn what_was_in_somebodys_hands_is_there_after_a_restart() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("jobs");
-        let disk = Disk::open(&path, DAY).unwrap();
+        let disk = Disk::open(&path, DAY, MANY).unwrap();
         for id in ["1", "2", "2", "3"] {
             disk.push("q", message(id)).await.unwrap();
         }
         let mut taken = pull(&disk).await;
         assert_eq!(taken.len(), 3, "equal ids are one message");
-        assert!(Disk::open(&path, DAY).is_err(), "one process at a time");
+        assert!(Disk::open(&path, DAY, MANY).is_err(), "one process at a time");
         taken.remove(0).done().await.unwrap();
         taken.remove(0).back(Duration::ZERO).await.unwrap();
         assert_eq!(pull(&disk).await[0].deliveries, 2);
         drop((taken, disk));
         // the task that gave one back holds the file for a moment
         let disk = loop {
-            match Disk::open(&path, DAY) {
+            match Disk::open(&path, DAY, MANY) {
                 Ok(disk) => break disk,
                 Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
             }
@@ -420,9 +300,27 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_full_queue_refuses_until_something_is_done() {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = Disk::open(&folder.path().join("jobs"), DAY, 3).unwrap();
+        for id in ["1", "2", "3", "3"] {
+            disk.push("q", message(id)).await.unwrap();
+        }
+        let full = async |id: &str| matches!(disk.push("q", message(id)).await, Err(Error::Full(_)));
+        assert!(full("4").await);
+        disk.push("other", message("5")).await.unwrap();
+        let mut taken = pull(&disk).await;
+        assert!(full("4").await, "what is in somebody's hands is held, too");
+        taken.remove(1).done().await.unwrap();
+        assert!(!full("4").await, "there is a gap, and room");
+        assert!(full("6").await);
+        assert_eq!(disk.waiting("q").await.unwrap(), 3);
+    }
+
+    #[tokio::test]
     async fn what_is_too_old_is_swept_out() {
         let folder = tempfile::tempdir().unwrap();
-        let disk = Disk::open(&folder.path().join("jobs"), DAY).unwrap();
+        let disk = Disk::open(&folder.path().join("jobs"), DAY, MANY).unwrap();
         disk.create("a.b", Bytes::new()).await.unwrap();
         disk.put_blob("blob", Bytes::from_static(b"x")).await.unwrap();
         disk.bury(Bytes::from_static(b"dead")).await.unwrap();

@@ -38,6 +38,12 @@ pub enum Error {
     Setup(String),
 }
 
+impl Error {
+    fn full(queue: &str, most: impl std::fmt::Display) -> Self {
+        Self::Full(format!("the queue of {queue} holds {most} messages, the limit"))
+    }
+}
+
 /// A [`std::result::Result`] of this module.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -155,12 +161,12 @@ impl Jobs {
         Ok(jobs)
     }
 
-    /// In a file of this machine, for this process alone.
+    /// In a file of this machine, for this process alone. A queue holds `max_queued` messages at most.
     ///
     /// # Errors
     /// `Setup` if the file cannot be used, such as when another process does.
-    pub fn disk(path: &std::path::Path, retention: Duration) -> Result<Self> {
-        Ok(Self::of(Store::Disk(Disk::open(path, retention)?)))
+    pub fn disk(path: &std::path::Path, retention: Duration, max_queued: u64) -> Result<Self> {
+        Ok(Self::of(Store::Disk(Disk::open(path, retention, max_queued)?)))
     }
 
     fn of(store: Store) -> Self {

@@ -364,7 +364,7 @@ impl Nats {
         let told = |error: async_nats::jetstream::context::PublishError| match error.kind() {
             PublishErrorKind::MaxPayloadExceeded => Error::Setup(format!("NATS: {error}")),
             PublishErrorKind::Other if error.to_string().contains("maximum messages exceeded") => {
-                Error::Full(format!("the queue of {queue} holds {} messages, the limit", self.options.max_queued))
+                Error::full(queue, self.options.max_queued)
             }
             _ => self.lost(error),
         };

@@ -218,7 +218,7 @@ async fn jobs(config: &Config, alone: bool) -> anyhow::Result<Option<Jobs>> {
         };
         jobs::Jobs::nats(options, &QUEUES).await?
     } else if alone {
-        jobs::Jobs::disk(&set.path, retention)?
+        jobs::Jobs::disk(&set.path, retention, set.max_queued.into())?
     } else {
         return Ok(None);
     };
