@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, RpcReplyPort, SupervisionEvent};
 use sensorium_cluster::bus::Bus;
-use sensorium_cluster::membership::{Registration, Role, View};
+use sensorium_cluster::membership::{Membership, Registration, Role, View};
 
 use super::actor::{self, RouteActor};
 use super::client::Client;
@@ -33,6 +33,8 @@ pub struct Arguments {
     pub zone: Arc<str>,
     /// Workers of a model that are called, where there are more; 0: all.
     pub subset: usize,
+    /// The register, of whose view it is told.
+    pub membership: Membership,
     /// Live routes, for those who ask.
     pub routes: Routes,
     /// Makes clients.
@@ -145,6 +147,12 @@ impl State {
                 // one that is down is given its workers when it starts again
                 Some(route) => drop(route.cast(actor::Message::Workers(self.workers(model)))),
                 None => self.start(myself, model).await?,
+            }
+        }
+        for model in self.args.membership.take_remembered() {
+            if !self.args.routes.contains_key(&model) {
+                // nobody holds it: it is unavailable, not unknown
+                self.start(myself, &model).await?;
             }
         }
         let gone: Vec<Arc<Route>> = {

@@ -86,7 +86,16 @@ impl Router {
         let routes = Routes::default();
         let zone: Arc<str> = options.zone.into();
         let (name, subset) = (options.name, options.subset);
-        let args = front::Arguments { name, zone: zone.clone(), subset, routes: routes.clone(), connect, bus, tree };
+        let args = front::Arguments {
+            name,
+            zone: zone.clone(),
+            subset,
+            membership: membership.clone(),
+            routes: routes.clone(),
+            connect,
+            bus,
+            tree,
+        };
         let (front, _) = Actor::spawn(None, front::Front, args)
             .await
             .map_err(|error| Error::Internal(format!("cannot start the front door: {error}")))?;

@@ -4,7 +4,11 @@
 //! that fails, also when etcd comes back without its data. [`follow`] keeps the view: it lists, watches from the
 //! revision after the list, and when the watch breaks reads on from the revision that it has reached. It lists again if
 //! that was compacted, or if the register has lost its data.
+//!
+//! Under `<prefix>/held/` a worker leaves the names of its models for an hour longer than it lives itself: a gateway that
+//! starts while nobody holds a model knows all the same that there is one.
 
+mod held;
 mod missing;
 
 use std::path::PathBuf;
@@ -19,8 +23,9 @@ use etcd_client::{
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use self::held::Memory;
 use self::missing::Missing;
-use super::{Link, Registration, View, Written};
+use super::{Link, Membership, Registration, Written};
 
 /// An answer that does not come within this is an outage.
 const ANSWER: Duration = Duration::from_secs(3);
@@ -228,6 +233,7 @@ async fn hold(
     let lease = within(client.lease_grant(seconds, None)).await?.id();
     let (mut keeper, mut answers) = within(client.lease_keep_alive(lease)).await?;
     let mut renew = tokio::time::interval(options.lease / 3);
+    let mut memory = Memory::default();
     loop {
         let now = wanted.borrow_and_update().clone();
         let Some(now) = now else {
@@ -236,6 +242,7 @@ async fn hold(
         };
         // what is written is on this lease: another one begins with nothing, or out of reach
         let known = matches!(&*written.borrow(), Written::This(known) if **known == now);
+        memory.leave(options, &mut client, &now).await?;
         if !known {
             let put = PutOptions::new().with_lease(lease);
             within(client.put(options.key(&now.node), serde_json::to_vec(&now)?, Some(put))).await?;
@@ -263,19 +270,14 @@ async fn hold(
 }
 
 /// Keeps the view for as long as anybody holds a handle to it.
-pub(super) async fn follow(
-    options: Arc<Etcd>,
-    view: Arc<watch::Sender<View>>,
-    link: Arc<watch::Sender<Link>>,
-    trouble: Arc<watch::Sender<String>>,
-) {
+pub(super) async fn follow(options: Arc<Etcd>, told: Membership) {
     let mut backoff = options.backoff();
     let (mut missing, mut place) = (Missing::default(), Place::default());
     loop {
         let mut current = false;
-        let outcome = read(&options, &view, &link, &trouble, &mut missing, &mut place, &mut current).await;
+        let outcome = read(&options, &told, &mut missing, &mut place, &mut current).await;
         let Err(error) = outcome;
-        let lost = link.send_if_modified(|link| {
+        let lost = told.link.send_if_modified(|link| {
             let was = *link == Link::Current;
             if was {
                 *link = Link::Stale { since: Instant::now() };
@@ -283,7 +285,7 @@ pub(super) async fn follow(
             was
         });
         let text = error.to_string();
-        if trouble.send_replace(text.clone()) != text || lost {
+        if told.trouble.send_replace(text.clone()) != text || lost {
             tracing::warn!(error = text, "the register is out of reach, going on with the last view");
         }
         if current {
@@ -302,13 +304,12 @@ struct Place {
 
 async fn read(
     options: &Etcd,
-    view: &watch::Sender<View>,
-    link: &watch::Sender<Link>,
-    trouble: &watch::Sender<String>,
+    told: &Membership,
     missing: &mut Missing,
     place: &mut Place,
     current: &mut bool,
 ) -> Result<std::convert::Infallible> {
+    let Membership { view, link, trouble, .. } = told;
     let client = options.connect().await?;
     let prefix = options.nodes();
     let (mark, now) = options.mark(&client).await?;
@@ -318,6 +319,8 @@ async fn read(
         let list = within(lists.get(prefix.as_str(), Some(GetOptions::new().with_prefix()))).await?;
         let revision = list.header().map_or(0, etcd_client::ResponseHeader::revision);
         let listed = list.kvs().iter().filter_map(|kv| parse(kv.key(), kv.value(), &prefix)).collect();
+        // before the view: who is told of that looks here
+        *told.remembered.lock() = held::all(options, &client).await?;
         view.send_modify(|view| *view = missing.merge(view, listed, options.lease));
         *place = Place { mark, revision };
     }

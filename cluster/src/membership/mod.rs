@@ -7,10 +7,11 @@
 mod etcd;
 mod registration;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -50,6 +51,8 @@ pub struct Membership {
     view: Arc<watch::Sender<View>>,
     link: Arc<watch::Sender<Link>>,
     trouble: Arc<watch::Sender<String>>,
+    /// Names of models, from the last list.
+    remembered: Arc<Mutex<BTreeSet<String>>>,
     etcd: Option<Arc<Etcd>>,
 }
 
@@ -57,7 +60,7 @@ impl Membership {
     /// A register within this process.
     pub fn embedded() -> Self {
         let link = Arc::new(watch::Sender::new(Link::Current));
-        Self { view: Arc::default(), link, trouble: Arc::default(), etcd: None }
+        Self { view: Arc::default(), link, trouble: Arc::default(), remembered: Arc::default(), etcd: None }
     }
 
     /// The register in etcd. Returns at once, with a view that is empty and stale until etcd has answered: nodes may be
@@ -67,11 +70,11 @@ impl Membership {
             view: Arc::default(),
             link: Arc::new(watch::Sender::new(Link::Stale { since: Instant::now() })),
             trouble: Arc::default(),
+            remembered: Arc::default(),
             etcd: Some(Arc::new(options)),
         };
         if let Some(options) = membership.etcd.clone() {
-            let Self { view, link, trouble, .. } = membership.clone();
-            tokio::spawn(etcd::follow(options, view, link, trouble));
+            tokio::spawn(etcd::follow(options, membership.clone()));
         }
         membership
     }
@@ -95,6 +98,12 @@ impl Membership {
     /// The register as it is, and as it changes.
     pub fn watch(&self) -> watch::Receiver<View> {
         self.view.subscribe()
+    }
+
+    /// Models of which the register says that somebody has held them of late, whether or not anybody does now. Each list of
+    /// the register tells it once.
+    pub fn take_remembered(&self) -> BTreeSet<String> {
+        std::mem::take(&mut self.remembered.lock())
     }
 
     /// How the view stands to the register, and as it changes.

@@ -111,6 +111,12 @@ impl From<serde_json::Error> for Failure {
 }
 
 impl Server {
+    /// Another one, which is asked in the same way.
+    pub(super) fn at(&self, address: &str) -> Self {
+        let scheme = self.server.split_once("://").map(|(scheme, _)| format!("{scheme}://"));
+        Self { server: format!("{}{address}", scheme.unwrap_or_default()), ..self.clone() }
+    }
+
     /// Connects now: an address at which nobody listens is an error of its own.
     pub(super) async fn connect(&self) -> Result<Channel, Failure> {
         let scheme = if self.ca.is_some() || self.certificate.is_some() { "https" } else { "http" };

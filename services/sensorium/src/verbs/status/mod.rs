@@ -1,14 +1,18 @@
 //! `sensorium status`: is it up, what does it serve, and how do requests fare.
+//!
+//! One gateway says who is there and what the workers hold. What only a gateway knows of itself, such as its calls in work
+//! and whom it has ejected, all of them are asked for.
+
+mod draw;
+mod gateways;
 
 use std::collections::HashMap;
 use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use comfy_table::{CellAlignment, Table, presets};
-use owo_colors::Style;
 use sensorium_proto::admin::admin_client::AdminClient;
-use sensorium_proto::admin::{Actor, GetActorTreeRequest, GetClusterRequest, GetClusterResponse, Route};
+use sensorium_proto::admin::{Actor, GetActorTreeRequest, GetClusterRequest, GetClusterResponse};
 use sensorium_proto::inference::grpc_inference_service_client::GrpcInferenceServiceClient;
 use sensorium_proto::inference::{
     ModelStatistics, ModelStatisticsRequest, RepositoryIndexRequest, ServerLiveRequest, ServerMetadataRequest,
@@ -17,8 +21,9 @@ use sensorium_proto::inference::{
 use serde::Serialize;
 use tonic::Code;
 
+use self::draw::draw;
+use self::gateways::{Gateways, Seen};
 use super::connect::{self, Channel, Failure, MAX_ANSWER, Output, Server};
-use super::draw::{bold, dim, paint, seconds};
 
 /// Arguments of `sensorium status`.
 #[derive(clap::Args, Clone, Debug)]
@@ -45,8 +50,10 @@ async fn show(args: StatusArgs) -> Result<(), Failure> {
     let channel = args.server.connect().await?;
     let admin = AdminClient::new(channel.clone()).max_decoding_message_size(MAX_ANSWER);
     let client = GrpcInferenceServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER);
+    let mut gateways = Gateways::new(&args.server);
+    let mut before = HashMap::new();
     loop {
-        let status = match ask(&client, &admin).await {
+        let status = match ask(&client, &admin, &mut gateways, &mut before).await {
             // whoever watches sees it come back
             Err(Failure::Status(refusal)) if args.watch && passes(&refusal) => {
                 eprintln!("{}: {}, trying again", refusal.code(), refusal.message());
@@ -84,10 +91,12 @@ struct Status {
     version: String,
     live: bool,
     ready: bool,
+    /// At all gateways, but those that do not answer.
     in_flight: u64,
+    gateways_silent: Vec<String>,
     nodes: Vec<Node>,
     dependencies: Vec<Dependency>,
-    /// Share of the look-ups that the embedding cache has answered since the start; nothing before the first.
+    /// Share of the look-ups that the embedding cache has answered since the gateways' start; nothing before the first.
     cache_hit_rate: Option<f64>,
     models: Vec<Model>,
 }
@@ -102,11 +111,20 @@ struct Node {
     draining: bool,
     /// `model/version`, with the state of those that are not ready.
     models: Vec<String>,
-    /// Calls in work from the gateway that answers; the slowest model's moving average; models from which it is ejected.
-    in_flight: u64,
+    /// Requests in work at a gateway, calls in work at a worker from all gateways; nothing of one that does not answer.
+    in_flight: Option<u64>,
+    /// The slowest model's moving average at the gateway that sees it slowest.
     latency_seconds: f64,
-    ejected: Vec<String>,
+    ejected: Vec<Ejected>,
+    /// No gateway says otherwise.
     reachable: bool,
+}
+
+#[derive(Serialize)]
+struct Ejected {
+    model: String,
+    /// Who has ejected it.
+    gateways: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -118,16 +136,18 @@ struct Dependency {
 }
 
 impl Status {
-    fn cluster(&mut self, told: GetClusterResponse) {
-        self.in_flight = told.in_flight;
+    /// What the gateway that was asked says of the cluster, and what all say of themselves.
+    fn cluster(&mut self, told: GetClusterResponse, seen: &[Seen], silent: Vec<String>) {
+        let count = |of: fn(&GetClusterResponse) -> u64| seen.iter().map(|gateway| of(&gateway.told)).sum::<u64>();
+        self.in_flight = count(|told| told.in_flight);
+        self.gateways_silent = silent;
         self.dependencies = told
             .dependencies
             .into_iter()
             .map(|of| Dependency { name: of.name, state: of.state, seconds: of.seconds, reason: of.reason })
             .collect();
-        self.cache_hit_rate = ratio(told.cache_hits, told.cache_lookups);
-        let routes = told.routes;
-        self.nodes = told.nodes.into_iter().map(|node| describe_node(node, &routes)).collect();
+        self.cache_hit_rate = ratio(count(|told| told.cache_hits), count(|told| told.cache_lookups));
+        self.nodes = told.nodes.into_iter().map(|node| describe_node(node, seen)).collect();
     }
 
     /// Counts the replicas of all workers.
@@ -146,29 +166,46 @@ impl Status {
     }
 }
 
-fn describe_node(node: sensorium_proto::admin::Node, routes: &[Route]) -> Node {
-    let seen: Vec<_> = routes
-        .iter()
-        .flat_map(|route| route.workers.iter().map(|worker| (&route.model, worker)))
-        .filter(|(_, worker)| worker.worker == node.name)
-        .collect();
+fn describe_node(node: sensorium_proto::admin::Node, seen: &[Seen]) -> Node {
     let models = node.models.into_iter().map(|held| match held.state.as_str() {
         "READY" => format!("{}/{}", held.name, held.version),
         state => format!("{}/{} {state}", held.name, held.version),
     });
-    Node {
+    let mut described = Node {
         models: models.collect(),
-        in_flight: seen.iter().map(|(_, worker)| worker.in_flight).sum(),
-        latency_seconds: seen.iter().map(|(_, worker)| worker.latency_seconds).fold(0.0, f64::max),
-        ejected: seen.iter().filter(|(_, worker)| worker.ejected).map(|(model, _)| (*model).clone()).collect(),
-        reachable: seen.iter().all(|(_, worker)| worker.reachable),
+        in_flight: None,
+        latency_seconds: 0.0,
+        ejected: Vec::new(),
+        reachable: true,
         name: node.name,
         role: node.role,
         address: node.address,
         zone: node.zone,
         build: node.build,
         draining: node.draining,
+    };
+    for gateway in seen {
+        if gateway.name == described.name && described.role == "gateway" {
+            described.in_flight = Some(gateway.told.in_flight);
+        }
+        for route in &gateway.told.routes {
+            for worker in route.workers.iter().filter(|worker| worker.worker == described.name) {
+                described.in_flight = Some(described.in_flight.unwrap_or(0) + worker.in_flight);
+                described.latency_seconds = described.latency_seconds.max(worker.latency_seconds);
+                described.reachable &= worker.reachable;
+                if worker.ejected {
+                    let known = described.ejected.iter_mut().find(|ejected| ejected.model == route.model);
+                    match known {
+                        Some(ejected) => ejected.gateways.push(gateway.name.clone()),
+                        None => described
+                            .ejected
+                            .push(Ejected { model: route.model.clone(), gateways: vec![gateway.name.clone()] }),
+                    }
+                }
+            }
+        }
     }
+    described
 }
 
 #[derive(Serialize, Default)]
@@ -182,14 +219,24 @@ struct Model {
     replicas_running: u32,
     requests: u64,
     failed: u64,
-    /// Means of a request, in seconds; nothing before the first one.
+    /// Means of a request, in seconds, since the start or, with `--watch`, since the status before; nothing if there
+    /// was none.
     mean_queue_seconds: Option<f64>,
     mean_compute_seconds: Option<f64>,
     average_batch_size: Option<f64>,
     memory_bytes: u64,
 }
 
-async fn ask(client: &GrpcInferenceServiceClient<Channel>, admin: &AdminClient<Channel>) -> Result<Status, Failure> {
+/// By name and version.
+type Statistics = HashMap<(String, String), ModelStatistics>;
+
+/// Asks all of it. `before` is what was counted at the last time, and is what is counted now afterwards.
+async fn ask(
+    client: &GrpcInferenceServiceClient<Channel>,
+    admin: &AdminClient<Channel>,
+    gateways: &mut Gateways<'_>,
+    before: &mut Statistics,
+) -> Result<Status, Failure> {
     // side by side: what workers are asked for waits for one that does not answer
     let [mut first, mut second, mut third, mut fourth, mut fifth] = std::array::from_fn(|_| client.clone());
     let (mut cluster, mut tree) = (admin.clone(), admin.clone());
@@ -205,10 +252,13 @@ async fn ask(client: &GrpcInferenceServiceClient<Channel>, admin: &AdminClient<C
     let (server, live, ready) = (server.into_inner(), live.into_inner().live, ready.into_inner().ready);
     let (index, statistics) = (index.into_inner(), statistics.into_inner());
     let key = |name: &str, version: &str| (name.to_owned(), version.to_owned());
-    let statistics: HashMap<_, _> =
+    let told = told.into_inner();
+    let (seen, silent) = gateways.ask(&told).await;
+    let statistics: Statistics =
         statistics.model_stats.into_iter().map(|stats| (key(&stats.name, &stats.version), stats)).collect();
     let models = index.models.into_iter().map(|model| {
-        let counted = statistics.get(&key(&model.name, &model.version)).map(describe).unwrap_or_default();
+        let key = key(&model.name, &model.version);
+        let counted = statistics.get(&key).map(|now| describe(now, before.get(&key))).unwrap_or_default();
         Model { name: model.name, version: model.version, state: model.state, reason: model.reason, ..counted }
     });
     let mut status = Status {
@@ -219,104 +269,38 @@ async fn ask(client: &GrpcInferenceServiceClient<Channel>, admin: &AdminClient<C
         models: models.collect(),
         ..Status::default()
     };
-    status.cluster(told.into_inner());
+    status.cluster(told, &seen, silent);
     status.replicas(&actors.into_inner().actors);
+    *before = statistics;
     Ok(status)
 }
 
-fn describe(stats: &ModelStatistics) -> Model {
-    let of = stats.inference_stats.unwrap_or_default();
+fn describe(stats: &ModelStatistics, before: Option<&ModelStatistics>) -> Model {
+    let (of, old) = (stats.inference_stats.unwrap_or_default(), before.and_then(|before| before.inference_stats));
     let count = |duration: Option<StatisticDuration>| duration.unwrap_or_default().count;
+    let batches = |of: &ModelStatistics| StatisticDuration { count: of.execution_count, ns: of.inference_count };
     Model {
         requests: count(of.success),
         failed: count(of.fail),
-        mean_queue_seconds: mean(of.queue),
-        mean_compute_seconds: mean(of.compute_infer),
-        average_batch_size: ratio(stats.inference_count, stats.execution_count),
+        mean_queue_seconds: mean(of.queue, old.and_then(|old| old.queue)).map(|ns| ns / 1e9),
+        mean_compute_seconds: mean(of.compute_infer, old.and_then(|old| old.compute_infer)).map(|ns| ns / 1e9),
+        average_batch_size: mean(Some(batches(stats)), before.map(batches)),
         memory_bytes: stats.memory_usage.iter().map(|memory| memory.byte_size).sum(),
         ..Model::default()
     }
 }
 
-fn mean(duration: Option<StatisticDuration>) -> Option<f64> {
-    let duration = duration?;
-    ratio(duration.ns, duration.count).map(|ns| ns / 1e9)
+/// Of what has come since `before`; of everything if that counts more, since a worker with its figures has gone.
+fn mean(now: Option<StatisticDuration>, before: Option<StatisticDuration>) -> Option<f64> {
+    let (now, before) = (now?, before.unwrap_or_default());
+    match (now.count.checked_sub(before.count), now.ns.checked_sub(before.ns)) {
+        (Some(count), Some(ns)) => ratio(ns, count),
+        _ => ratio(now.ns, now.count),
+    }
 }
 
 fn ratio(sum: u64, count: u64) -> Option<f64> {
     (count > 0).then(|| sum as f64 / count as f64)
-}
-
-fn draw(address: &str, status: &Status) -> String {
-    let (good, bad) = (Style::new().green(), Style::new().red().bold());
-    let mark = |on: bool, yes: &str, no: &str| if on { paint(yes, good) } else { paint(no, bad) };
-    let (live, ready) = (mark(status.live, "live", "not live"), mark(status.ready, "ready", "not ready"));
-    let mut table = Table::new();
-    table.load_preset(presets::NOTHING);
-    table.set_header([
-        "model", "version", "state", "replicas", "requests", "failed", "queue", "compute", "batch", "memory",
-    ]);
-    for column in table.column_iter_mut().skip(3) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    let time = |value: Option<f64>| value.map_or("–".to_owned(), seconds);
-    for model in &status.models {
-        let reason = if model.reason.is_empty() { String::new() } else { format!(" ({})", model.reason) };
-        table.add_row([
-            model.name.clone(),
-            model.version.clone(),
-            format!("{}{reason}", model.state),
-            match model.replicas_running {
-                running if running == model.replicas => running.to_string(),
-                running => paint(format!("{running} of {}", model.replicas), bad),
-            },
-            model.requests.to_string(),
-            model.failed.to_string(),
-            time(model.mean_queue_seconds),
-            time(model.mean_compute_seconds),
-            model.average_batch_size.map_or("–".to_owned(), |size| format!("{size:.1}")),
-            format!("{:.0} MB", model.memory_bytes as f64 / 1e6),
-        ]);
-    }
-    let server = format!("{} {}", bold(&status.name), dim(format!("{} at {address}", status.version)));
-    let dependencies = status.dependencies.iter().map(|of| match of.state.as_str() {
-        "embedded" => dim(format!("{} embedded", of.name)),
-        "ok" => paint(format!("{} ok", of.name), good),
-        state => {
-            let reason = if of.reason.is_empty() { String::new() } else { format!(" ({})", of.reason) };
-            paint(format!("{} {state} for {}{reason}", of.name, seconds(of.seconds)), bad)
-        }
-    });
-    let dependencies = dependencies.collect::<Vec<_>>().join("  ");
-    let cache = status.cache_hit_rate.map(|rate| format!("  {:.0} % cache hits", rate * 100.0)).unwrap_or_default();
-    format!(
-        "{server}  {live}  {ready}  {} in flight{cache}  {dependencies}\n{}\n{table}",
-        status.in_flight,
-        draw_nodes(&status.nodes)
-    )
-}
-
-fn draw_nodes(nodes: &[Node]) -> Table {
-    let mut table = Table::new();
-    table.load_preset(presets::NOTHING);
-    table.set_header(["node", "role", "zone", "state", "in flight", "latency", "models"]);
-    for node in nodes {
-        let mut state = Vec::new();
-        state.extend(node.draining.then(|| "draining".to_owned()));
-        state.extend((!node.reachable).then(|| "out of reach".to_owned()));
-        state.extend((!node.ejected.is_empty()).then(|| format!("ejected from {}", node.ejected.join(", "))));
-        let worker = node.role == "worker";
-        table.add_row([
-            node.name.clone(),
-            node.role.clone(),
-            node.zone.clone(),
-            if state.is_empty() { "ok".to_owned() } else { state.join(", ") },
-            if worker { node.in_flight.to_string() } else { "–".to_owned() },
-            if node.latency_seconds > 0.0 { seconds(node.latency_seconds) } else { "–".to_owned() },
-            node.models.join(" "),
-        ]);
-    }
-    table
 }
 
 #[cfg(test)]
@@ -325,8 +309,33 @@ mod tests {
 
     #[test]
     fn means_need_a_request() {
-        assert_eq!(mean(Some(StatisticDuration { count: 0, ns: 0 })), None);
-        assert_eq!(mean(Some(StatisticDuration { count: 2, ns: 3_000_000_000 })), Some(1.5));
+        let of = |count, ns| Some(StatisticDuration { count, ns });
+        assert_eq!(mean(of(0, 0), None), None);
+        assert_eq!(mean(of(2, 3), None), Some(1.5));
+        assert_eq!(mean(of(4, 13), of(2, 3)), Some(5.0), "of those since then");
+        assert_eq!(mean(of(2, 3), of(2, 3)), None);
+        assert_eq!(mean(of(2, 3), of(4, 13)), Some(1.5), "a worker has gone");
+    }
+
+    #[test]
+    fn what_every_gateway_sees_is_put_together() {
+        use sensorium_proto::admin::{Node, Route, RouteWorker};
+        let seen = |name: &str, in_flight, ejected| {
+            let worker = RouteWorker { worker: "w".into(), in_flight, ejected, reachable: true, ..Default::default() };
+            let routes = vec![Route { model: "m".into(), workers: vec![worker] }];
+            let told = GetClusterResponse { routes, in_flight, cache_hits: 1, cache_lookups: 4, ..Default::default() };
+            Seen { name: name.into(), told }
+        };
+        let node = |name: &str, role: &str| Node { name: name.into(), role: role.into(), ..Node::default() };
+        let nodes = vec![node("a", "gateway"), node("b", "gateway"), node("c", "gateway"), node("w", "worker")];
+        let told = GetClusterResponse { nodes, ..GetClusterResponse::default() };
+        let mut status = Status::default();
+        status.cluster(told, &[seen("a", 2, false), seen("b", 3, true)], vec!["c".into()]);
+        let in_flight: Vec<_> = status.nodes.iter().map(|node| node.in_flight).collect();
+        assert_eq!(in_flight, [Some(2), Some(3), None, Some(5)]);
+        assert_eq!((status.in_flight, status.cache_hit_rate), (5, Some(0.25)));
+        let text = draw("http://here", &status);
+        assert!(text.contains("ejected from m by b") && text.contains("without c"), "{text}");
     }
 
     #[test]
