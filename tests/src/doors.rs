@@ -17,6 +17,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 pub struct Doors {
     clients: Vec<Client>,
     at: Arc<AtomicUsize>,
+    turn: Arc<AtomicUsize>,
     /// Requests that were turned away somewhere.
     turned: Arc<AtomicUsize>,
 }
@@ -30,7 +31,7 @@ impl Doors {
 
     /// Behind these clients.
     pub fn new(clients: Vec<Client>) -> Self {
-        Self { clients, at: Arc::default(), turned: Arc::default() }
+        Self { clients, at: Arc::default(), turn: Arc::default(), turned: Arc::default() }
     }
 
     /// ModelInfer at the gateway that answered last, and at the next on UNAVAILABLE or a broken connection.
@@ -56,7 +57,7 @@ impl Doors {
 
     /// One of them, another one each time.
     pub fn any(&self) -> &Client {
-        &self.clients[self.at.fetch_add(1, Relaxed) % self.clients.len()]
+        &self.clients[self.turn.fetch_add(1, Relaxed) % self.clients.len()]
     }
 
     /// How often a request was turned away, and asked again.

@@ -5,11 +5,11 @@ use std::time::Duration;
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
-use sensorium_tests::jobs::header;
-use sensorium_tests::{Cluster, Doors, Link, Network, Repository, eventually};
+use sensorium_tests::{Cluster, Doors, Link, Network};
 use tokio::time::Instant;
 
-use super::{load_at, none_failed};
+use super::load_at;
+use super::steady::{Steady, models, with_jobs};
 
 /// What can happen.
 #[derive(Clone, Copy, Debug)]
@@ -22,20 +22,39 @@ enum Fault {
     EtcdOut,
     EtcdEmptied,
     EtcdFrozen,
+    NatsOut,
+    NatsFrozen,
+    RedisOut,
+    RedisFrozen,
     Parted,
     CutOff,
     PartedFromEtcd,
+    PartedFromNatsAndRedis,
     Slow,
     Lossy,
 }
 
 use Fault::*;
 
-const ANYWHERE: [Fault; 8] =
-    [WorkerKilled, WorkerFrozen, WorkerRestarted, GatewayKilled, GatewayRestarted, EtcdOut, EtcdEmptied, EtcdFrozen];
-const BETWEEN_HOSTS: [Fault; 5] = [Parted, CutOff, PartedFromEtcd, Slow, Lossy];
+const ANYWHERE: [Fault; 12] = [
+    WorkerKilled,
+    WorkerFrozen,
+    WorkerRestarted,
+    GatewayKilled,
+    GatewayRestarted,
+    EtcdOut,
+    EtcdEmptied,
+    EtcdFrozen,
+    NatsOut,
+    NatsFrozen,
+    RedisOut,
+    RedisFrozen,
+];
+const BETWEEN_HOSTS: [Fault; 6] = [Parted, CutOff, PartedFromEtcd, PartedFromNatsAndRedis, Slow, Lossy];
 const WORKERS: usize = 3;
 const GATEWAYS: usize = 2;
+/// Of each job: enough that most jobs meet a fault.
+const ITEMS: usize = 300;
 
 /// A number from the environment.
 fn chosen(name: &str) -> Option<u64> {
@@ -45,57 +64,6 @@ fn chosen(name: &str) -> Option<u64> {
 
 async fn sleep(random: &mut SmallRng, seconds: std::ops::Range<f64>) {
     tokio::time::sleep(Duration::from_secs_f64(random.random_range(seconds))).await;
-}
-
-/// What can happen to jobs.
-#[derive(Clone, Copy, Debug)]
-enum Loss {
-    Nats,
-    NatsHangs,
-    Redis,
-    RedisHangs,
-    Etcd,
-    Worker,
-    Gateway,
-}
-
-const LOSSES: [Loss; 7] =
-    [Loss::Nats, Loss::NatsHangs, Loss::Redis, Loss::RedisHangs, Loss::Etcd, Loss::Worker, Loss::Gateway];
-
-/// Lets something be lost for a while.
-async fn lose(loss: Loss, cluster: &mut Cluster, random: &mut SmallRng) {
-    let (worker, gateway) = (random.random_range(0..WORKERS), random.random_range(0..GATEWAYS));
-    match loss {
-        Loss::Nats | Loss::Redis => {
-            let lost = if matches!(loss, Loss::Nats) { &mut cluster.nats } else { &mut cluster.redis };
-            let lost = lost.as_mut().unwrap();
-            lost.stop().await;
-            sleep(random, 0.0..6.0).await;
-            lost.resume().await;
-        }
-        Loss::NatsHangs | Loss::RedisHangs => {
-            let hangs = if matches!(loss, Loss::NatsHangs) { &cluster.nats } else { &cluster.redis };
-            let process = hangs.as_ref().unwrap().process();
-            process.signal("STOP");
-            sleep(random, 0.5..6.0).await;
-            process.signal("CONT");
-        }
-        Loss::Etcd => {
-            cluster.etcd.stop().await;
-            sleep(random, 0.0..6.0).await;
-            cluster.etcd.resume().await;
-        }
-        Loss::Worker => {
-            cluster.workers[worker].process.signal("KILL");
-            sleep(random, 0.0..3.0).await;
-            cluster.workers[worker].resurrect();
-        }
-        Loss::Gateway => {
-            cluster.gateways[gateway].process.signal("KILL");
-            sleep(random, 0.0..3.0).await;
-            cluster.gateways[gateway].resurrect();
-        }
-    }
 }
 
 /// Lets a fault happen, and end.
@@ -133,16 +101,31 @@ async fn happen(fault: Fault, cluster: &mut Cluster, random: &mut SmallRng) {
             sleep(random, 0.5..8.0).await;
             cluster.etcd.process().signal("CONT");
         }
+        NatsOut | RedisOut => {
+            let out = if matches!(fault, NatsOut) { &mut cluster.nats } else { &mut cluster.redis };
+            let out = out.as_mut().unwrap();
+            out.stop().await;
+            sleep(random, 0.0..6.0).await;
+            out.resume().await;
+        }
+        NatsFrozen | RedisFrozen => {
+            let frozen = if matches!(fault, NatsFrozen) { &cluster.nats } else { &cluster.redis };
+            let process = frozen.as_ref().unwrap().process();
+            process.signal("STOP");
+            sleep(random, 0.5..6.0).await;
+            process.signal("CONT");
+        }
         Parted => cluster.network().part(&door, &host),
         CutOff => cluster.network().cut_off(&host),
         PartedFromEtcd => cluster.network().part(&door, "etcd"),
+        PartedFromNatsAndRedis => cluster.network().scatter(&[&door, "nats", "redis"]),
         Slow => {
             let delay = Duration::from_millis(random.random_range(20..400));
             cluster.network().set(&host, Link { delay, ..Link::default() });
         }
         Lossy => cluster.network().set(&host, Link { loss: random.random_range(0.01..0.1), ..Link::default() }),
     }
-    if matches!(fault, Parted | CutOff | PartedFromEtcd | Slow | Lossy) {
+    if matches!(fault, Parted | CutOff | PartedFromEtcd | PartedFromNatsAndRedis | Slow | Lossy) {
         sleep(random, 2.0..10.0).await;
         cluster.network().heal();
         if matches!(fault, Slow | Lossy) {
@@ -153,29 +136,28 @@ async fn happen(fault: Fault, cluster: &mut Cluster, random: &mut SmallRng) {
 
 #[tokio::test]
 #[ignore = "takes minutes; `make chaos` runs it"]
-async fn whatever_happens_no_request_fails() {
+async fn whatever_happens_no_request_fails_and_no_job_is_lost() {
     let seconds = chosen("SENSORIUM_CHAOS_SECONDS").unwrap_or(180);
     let seed = chosen("SENSORIUM_CHAOS_SEED").unwrap_or_else(rand::random);
     println!("{seconds} s of faults; SENSORIUM_CHAOS_SEED={seed} repeats their order");
     let mut random = SmallRng::seed_from_u64(seed);
     let names = |role: &str, count| (0..count).map(|at| format!("{role}-{at}")).collect::<Vec<_>>();
     let (workers, gateways) = (names("worker", WORKERS), names("gateway", GATEWAYS));
-    let hosts: Vec<&str> = ["etcd"].into_iter().chain(workers.iter().chain(&gateways).map(String::as_str)).collect();
-    let repository = Repository::new().with(&["identity", "minilm"]);
+    let hosts: Vec<&str> =
+        ["etcd", "nats", "redis"].into_iter().chain(workers.iter().chain(&gateways).map(String::as_str)).collect();
     let mut faults = ANYWHERE.to_vec();
-    let mut cluster = match Network::start(&hosts, &hosts[1..=WORKERS]) {
+    let cluster = match Network::start(&hosts, &hosts[3..3 + WORKERS]) {
         Some(network) => {
             faults.extend(BETWEEN_HOSTS);
-            Cluster::within(network, repository).await
+            Cluster::within(network, models()).await
         }
-        None => Cluster::new(repository).await,
+        None => Cluster::new(models()).await,
     };
-    workers.iter().for_each(|_| cluster.add_worker(&[]));
-    gateways.iter().for_each(|_| cluster.add_gateway());
-    cluster.ready().await;
+    let cluster = with_jobs(cluster).await.set("jobs.tasks.concurrency", "2").with_redis().await;
+    let mut cluster = cluster.of(GATEWAYS, WORKERS).await;
 
     let doors = Doors::of(&cluster.gateways).await;
-    let load = load_at(&doors);
+    let load = Steady::beside(load_at(&doors), doors, ITEMS);
     let until = Instant::now() + Duration::from_secs(seconds);
     while Instant::now() < until {
         load.answers(100).await;
@@ -186,44 +168,5 @@ async fn whatever_happens_no_request_fails() {
         cluster.ready().await;
         load.recovered(&format!("{fault:?}"));
     }
-    none_failed(load).await;
-}
-
-#[tokio::test]
-#[ignore = "takes minutes; `make chaos` runs it"]
-async fn whatever_is_lost_no_job_is() {
-    const ITEMS: usize = 300;
-    let seconds = chosen("SENSORIUM_CHAOS_SECONDS").unwrap_or(180);
-    let seed = chosen("SENSORIUM_CHAOS_SEED").unwrap_or_else(rand::random);
-    println!("{seconds} s of losses; SENSORIUM_CHAOS_SEED={seed} repeats their order");
-    let mut random = SmallRng::seed_from_u64(seed);
-    let repository = Repository::new().with(&["identity", "minilm"]);
-    let cluster = Cluster::new(repository).await.set("understand.text_guard", "").set("jobs.tasks.concurrency", "2");
-    let mut cluster = cluster.with_nats().await.with_redis().await.of(GATEWAYS, WORKERS).await;
-    let until = Instant::now() + Duration::from_secs(seconds);
-    let mut jobs = 0;
-    while Instant::now() < until {
-        let loss = *LOSSES.choose(&mut random).unwrap();
-        let (key, items) = (format!("job-{jobs}"), super::jobs::texts(&format!("job-{jobs}"), ITEMS));
-        jobs += 1;
-        // whoever hears nothing asks again, at whichever gateway there is
-        let doors = Doors::of(&cluster.gateways).await;
-        let submitting = tokio::spawn(async move {
-            loop {
-                if let Ok(job) = doors.any().submit(header(&key), items.clone()).await {
-                    return job;
-                }
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-        });
-        println!("{loss:?}");
-        sleep(&mut random, 0.0..1.0).await;
-        lose(loss, &mut cluster, &mut random).await;
-        cluster.ready().await;
-        let job = submitting.await.unwrap();
-        let client = cluster.gateways[0].client().await;
-        let over = eventually("the job is over", async || client.finish(&job.id).await.ok()).await;
-        super::jobs::complete(&client, &over, ITEMS).await;
-    }
-    println!("{jobs} jobs of {ITEMS} items, none lost, none doubled");
+    load.none_lost().await;
 }

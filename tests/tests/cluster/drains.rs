@@ -4,19 +4,19 @@ use std::time::Duration;
 
 use sensorium_tests::{Doors, Server};
 
-use super::{cluster, load, load_at, none_failed};
+use super::steady::{Steady, cluster};
 
 #[tokio::test]
 async fn a_drained_worker_leaves_without_a_trace() {
     let mut cluster = cluster(1, 2).await;
     let client = cluster.gateways[0].client().await;
-    let load = load(&client);
+    let load = Steady::at(&client);
     load.answers(30).await;
     let server = format!("http://{}", cluster.gateways[0].grpc);
     let (code, out, err) = Server::verb(&["drain", "worker-0", "--server", &server, "-o", "json"]).await;
     assert_eq!((code, out.contains("worker-0")), (Some(0), true), "{out}{err}");
     load.answers(50).await;
-    none_failed(load).await;
+    load.none_lost().await;
     let drained = cluster.workers.remove(0);
     let exit = drained.process.wait(Duration::from_secs(20)).await;
     assert_eq!(exit.code, Some(0), "{}", exit.log);
@@ -28,7 +28,7 @@ async fn a_drained_worker_leaves_without_a_trace() {
 async fn every_process_can_be_rolled_under_load() {
     let mut cluster = cluster(2, 2).await;
     let doors = Doors::of(&cluster.gateways).await;
-    let load = load_at(&doors);
+    let load = Steady::at_any(&doors);
     load.answers(30).await;
     load.recovered("start");
     for at in 0..4 {
@@ -41,5 +41,5 @@ async fn every_process_can_be_rolled_under_load() {
         load.recovered(&format!("restart of {name}"));
     }
     println!("{} requests turned to the other gateway", doors.turned());
-    none_failed(load).await;
+    load.none_lost().await;
 }

@@ -6,7 +6,7 @@ use sensorium_proto::v1::part::Content;
 use sensorium_tests::{Ask, Cluster, Refusal, Repository, Server, cosine, eventually, get};
 use tonic::Code;
 
-use super::cluster;
+use super::steady::cluster;
 
 #[tokio::test]
 async fn nodes_start_in_any_order() {

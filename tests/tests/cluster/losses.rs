@@ -5,13 +5,13 @@ use std::time::Duration;
 use sensorium_proto::inference::ModelStreamInferResponse;
 use sensorium_tests::{Ask, Cluster, Doors, Given, Repository, chaos, eventually};
 
-use super::{cluster, load, load_at, none_failed};
+use super::steady::{Steady, cluster};
 
 #[tokio::test]
 async fn a_killed_worker_fails_no_request() {
     let mut cluster = cluster(1, 2).await;
     let client = cluster.gateways[0].client().await;
-    let load = load(&client);
+    let load = Steady::at(&client);
     load.answers(50).await;
     load.recovered("start");
     cluster.workers[0].process.signal("KILL");
@@ -21,7 +21,7 @@ async fn a_killed_worker_fails_no_request() {
     cluster.workers[0].resurrect();
     cluster.ready().await;
     load.answers(50).await;
-    none_failed(load).await;
+    load.none_lost().await;
     let retries = cluster.gateways[0].metric("sensorium_retries_total", &[]).await;
     println!("{retries} retries");
 }
@@ -30,7 +30,7 @@ async fn a_killed_worker_fails_no_request() {
 async fn a_frozen_worker_fails_no_request() {
     let cluster = cluster(1, 2).await;
     let client = cluster.gateways[0].client().await;
-    let load = load(&client);
+    let load = Steady::at(&client);
     load.answers(50).await;
     load.recovered("start");
     cluster.workers[0].process.signal("STOP");
@@ -42,7 +42,7 @@ async fn a_frozen_worker_fails_no_request() {
     let gateway = &cluster.gateways[0];
     cluster.seen_by(gateway, &["worker-0".to_owned(), "worker-1".to_owned()]).await;
     load.answers(50).await;
-    none_failed(load).await;
+    load.none_lost().await;
 }
 
 #[tokio::test]
@@ -107,7 +107,7 @@ async fn a_generation_goes_on_elsewhere() {
 async fn a_killed_gateway_is_replaced_by_the_other() {
     let mut cluster = cluster(2, 1).await;
     let doors = Doors::of(&cluster.gateways).await;
-    let load = load_at(&doors);
+    let load = Steady::at_any(&doors);
     for at in 0..2 {
         load.answers(50).await;
         load.recovered("quiet");
@@ -119,7 +119,7 @@ async fn a_killed_gateway_is_replaced_by_the_other() {
         cluster.gateways[at].resurrect();
         cluster.ready().await;
     }
-    none_failed(load).await;
+    load.none_lost().await;
 }
 
 #[tokio::test]

@@ -16,14 +16,10 @@ mod quotas;
 mod register;
 mod replicas;
 mod secure;
+mod steady;
 mod subsets;
 
-use sensorium_tests::{Ask, Client, Cluster, Doors, Load, Repository};
-
-/// `identity` and `minilm` on two workers, behind as many gateways as asked for.
-async fn cluster(gateways: usize, workers: usize) -> Cluster {
-    Cluster::start(Repository::new().with(&["identity", "minilm"]), gateways, workers).await
-}
+use sensorium_tests::{Ask, Client, Doors, Load};
 
 /// What a steady load asks: both models; each request may take 20 s.
 fn ask(caller: usize, turn: usize) -> Ask {

@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use sensorium_tests::{Cluster, Load, Repository, chaos, eventually, get};
+use sensorium_tests::{Cluster, Repository, chaos, eventually, get};
 
-use super::{cluster, load, none_failed};
+use super::steady::{Steady, cluster, models, with_jobs};
 
 async fn survives(forget: bool) {
     let mut cluster = cluster(2, 2).await;
     let client = cluster.gateways[0].client().await;
-    let load = load(&client);
+    let load = Steady::at(&client);
     load.answers(30).await;
     load.recovered("start");
     cluster.etcd.stop().await;
@@ -47,7 +47,7 @@ async fn survives(forget: bool) {
     cluster.ready().await;
     load.answers(50).await;
     load.recovered("etcd's return");
-    none_failed(load).await;
+    load.none_lost().await;
 }
 
 #[tokio::test]
@@ -65,7 +65,7 @@ async fn etcd_may_even_lose_its_data() {
 async fn an_etcd_that_hangs_is_not_noticed_by_requests() {
     let cluster = cluster(1, 2).await;
     let client = cluster.gateways[0].client().await;
-    let load = load(&client);
+    let load = Steady::at(&client);
     load.answers(30).await;
     load.recovered("start");
     let state = async || Some(client.cluster().await.ok()?.dependencies[0].state.clone());
@@ -80,7 +80,7 @@ async fn an_etcd_that_hangs_is_not_noticed_by_requests() {
     cluster.seen_by(&cluster.gateways[0], &["worker-0".to_owned(), "worker-1".to_owned()]).await;
     load.answers(50).await;
     load.recovered("it goes on");
-    none_failed(load).await;
+    load.none_lost().await;
 }
 
 /// Who rolls workers waits until one is ready before the next is stopped: others must have heard of it by then.
@@ -111,10 +111,9 @@ async fn a_worker_is_not_ready_before_the_register_knows_its_models() {
 
 #[tokio::test]
 async fn workers_may_be_rolled_while_etcd_is_away() {
-    let repository = Repository::new().with(&["identity"]).chaos("chaos", &[]);
-    let mut cluster = Cluster::start(repository, 1, 2).await;
+    let mut cluster = with_jobs(Cluster::new(models().chaos("chaos", &[])).await).await.of(1, 2).await;
     let client = cluster.gateways[0].client().await;
-    let load = Load::start(&client, 6, |_, turn| chaos("identity", turn as f32, 1.0).deadline(20_000));
+    let load = Steady::at(&client);
     load.answers(30).await;
     load.recovered("start");
     cluster.etcd.stop().await;
@@ -145,7 +144,7 @@ async fn workers_may_be_rolled_while_etcd_is_away() {
     cluster.ready().await;
     load.answers(50).await;
     load.recovered("etcd's return");
-    none_failed(load).await;
+    load.none_lost().await;
 }
 
 /// etcd closes connections that ask it too often whether it is there.

@@ -4,17 +4,18 @@
 use std::time::Duration;
 
 use sensorium_tests::jobs::header;
-use sensorium_tests::{Client, Cluster, Link, Network, Node, Repository, eventually};
+use sensorium_tests::{Client, Cluster, Link, Network, Node, eventually};
 
 use super::jobs::{complete, texts};
+use super::steady::{Steady, models, with_jobs};
 use super::{load, none_failed};
 
 /// `identity` and `minilm` on two workers, each node and etcd on a host of its own; `wired` hosts hang on a cable that
 /// can be made worse.
 async fn apart(gateways: usize, wired: &[&str]) -> Option<Cluster> {
-    let hosts = ["etcd", "worker-0", "worker-1", "gateway-0", "gateway-1"];
-    let network = Network::start(&hosts[..3 + gateways], wired)?;
-    let mut cluster = Cluster::within(network, Repository::new().with(&["identity", "minilm"])).await;
+    let hosts = ["etcd", "nats", "worker-0", "worker-1", "gateway-0", "gateway-1"];
+    let network = Network::start(&hosts[..4 + gateways], wired)?;
+    let mut cluster = with_jobs(Cluster::within(network, models()).await).await;
     (0..2).for_each(|_| cluster.add_worker(&[]));
     (0..gateways).for_each(|_| cluster.add_gateway());
     cluster.ready().await;
@@ -50,7 +51,7 @@ async fn nodes(gateway: &Client) -> Vec<String> {
 async fn a_gateway_goes_round_a_worker_that_it_alone_cannot_reach() {
     let Some(cluster) = apart(2, &[]).await else { return };
     let client = cluster.gateways[0].client().await;
-    let load = load(&client);
+    let load = Steady::at(&client);
     used(&cluster.workers[0]).await;
     load.recovered("start");
     cluster.network().part("gateway-0", "worker-0");
@@ -68,14 +69,14 @@ async fn a_gateway_goes_round_a_worker_that_it_alone_cannot_reach() {
     cluster.network().heal();
     used(&cluster.workers[0]).await;
     load.recovered("its end");
-    none_failed(load).await;
+    load.none_lost().await;
 }
 
 #[tokio::test]
 async fn a_worker_that_is_cut_off_from_everybody_comes_back_by_itself() {
     let Some(cluster) = apart(1, &[]).await else { return };
     let client = cluster.gateways[0].client().await;
-    let load = load(&client);
+    let load = Steady::at(&client);
     used(&cluster.workers[0]).await;
     load.recovered("start");
     cluster.network().cut_off("worker-0");
@@ -86,7 +87,7 @@ async fn a_worker_that_is_cut_off_from_everybody_comes_back_by_itself() {
     cluster.network().heal();
     used(&cluster.workers[0]).await;
     load.recovered("its end");
-    none_failed(load).await;
+    load.none_lost().await;
 }
 
 #[tokio::test]
@@ -94,7 +95,7 @@ async fn a_gateway_that_is_cut_off_from_etcd_serves_on() {
     let Some(mut cluster) = apart(2, &[]).await else { return };
     let client = cluster.gateways[0].client().await;
     let other = cluster.gateways[1].client().await;
-    let load = load(&client);
+    let load = Steady::at(&client);
     load.answers(30).await;
     cluster.network().part("gateway-0", "etcd");
     eventually("others miss it", async || (!nodes(&other).await.contains(&"gateway-0".to_owned())).then_some(())).await;
@@ -124,14 +125,14 @@ async fn a_gateway_that_is_cut_off_from_etcd_serves_on() {
     eventually("what is there is read anew", async || relisted().then_some(())).await;
     used(&cluster.workers[1]).await;
     load.recovered("its end");
-    none_failed(load).await;
+    load.none_lost().await;
 }
 
 #[tokio::test]
 async fn a_slow_cable_turns_requests_to_the_other_worker() {
     let Some(cluster) = apart(1, &["worker-0"]).await else { return };
     let client = cluster.gateways[0].client().await;
-    let load = load(&client);
+    let load = Steady::at(&client);
     used(&cluster.workers[0]).await;
     used(&cluster.workers[1]).await;
     load.recovered("start");
@@ -152,14 +153,14 @@ async fn a_slow_cable_turns_requests_to_the_other_worker() {
     cluster.network().set("worker-0", Link::default());
     used(&cluster.workers[0]).await;
     load.recovered("its end");
-    none_failed(load).await;
+    load.none_lost().await;
 }
 
 #[tokio::test]
 async fn lost_packets_lose_no_request() {
     let Some(cluster) = apart(1, &["worker-0", "gateway-0"]).await else { return };
     let client = cluster.gateways[0].client().await;
-    let load = load(&client);
+    let load = Steady::at(&client);
     load.answers(50).await;
     load.recovered("start");
     let lossy = Link { loss: 0.05, ..Link::default() };
@@ -168,7 +169,7 @@ async fn lost_packets_lose_no_request() {
     tokio::time::sleep(Duration::from_secs(5)).await;
     load.answers(100).await;
     load.recovered("5 % of the packets lost");
-    none_failed(load).await;
+    load.none_lost().await;
 }
 
 #[tokio::test]
@@ -176,9 +177,7 @@ async fn a_gateway_that_is_cut_off_from_nats_and_redis_leaves_its_tasks_to_the_o
     const ITEMS: usize = 500;
     let hosts = ["etcd", "nats", "redis", "worker-0", "gateway-0", "gateway-1"];
     let Some(network) = Network::start(&hosts, &[]) else { return };
-    let repository = Repository::new().with(&["identity", "minilm"]);
-    let cluster = Cluster::within(network, repository).await.set("understand.text_guard", "");
-    let cluster = cluster.with_nats().await.with_redis().await.of(2, 1).await;
+    let cluster = with_jobs(Cluster::within(network, models()).await).await.with_redis().await.of(2, 1).await;
     let (parted, other) = (cluster.gateways[0].client().await, cluster.gateways[1].client().await);
     let state = async |client: &Client, name: &str, wanted: &str| {
         eventually("the state of what stands outside", async || {

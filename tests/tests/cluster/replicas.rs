@@ -1,15 +1,15 @@
 //! A replica that panics or hangs inside a worker of a cluster: only the request that is to blame fails.
 
-use sensorium_tests::{Client, Cluster, Load, Refusal, Repository, chaos, eventually};
+use sensorium_tests::{Client, Cluster, Doors, Load, Refusal, chaos, eventually};
 use tonic::Code;
 
-use super::none_failed;
+use super::steady::{Steady, models, with_jobs};
 
 /// Two workers with `chaos`, started anew by a parent as an orchestrator would. A device that is silent for so many
 /// milliseconds hangs.
 async fn breakable(silence: &str) -> Cluster {
-    let repository = Repository::new().with(&["identity"]).chaos("chaos", &[("replicas.hang_timeout_ms", silence)]);
-    let mut cluster = Cluster::new(repository).await;
+    let repository = models().chaos("chaos", &[("replicas.hang_timeout_ms", silence)]);
+    let mut cluster = with_jobs(Cluster::new(repository).await).await;
     (0..2).for_each(|_| cluster.add_worker(&["--supervised"]));
     cluster.add_gateway();
     cluster.ready().await;
@@ -17,11 +17,12 @@ async fn breakable(silence: &str) -> Cluster {
 }
 
 /// Healthy requests, also to the model that breaks.
-fn healthy(client: &Client) -> Load {
-    Load::start(client, 6, |caller, turn| {
+fn healthy(client: &Client) -> Steady {
+    let load = Load::start(client, 6, |caller, turn| {
         let model = if (caller + turn) % 3 == 0 { "identity" } else { "chaos" };
         chaos(model, -2.0, turn as f32).deadline(20_000)
-    })
+    });
+    Steady::beside(load, Doors::new(vec![client.clone()]), 20)
 }
 
 #[tokio::test]
@@ -41,7 +42,7 @@ async fn a_panic_fails_only_the_request_that_is_to_blame() {
     let tree = client.tree("").await;
     let replicas = tree.iter().filter(|actor| actor.path.contains("/chaos/1/replica-"));
     assert!(replicas.map(|replica| replica.restarts).sum::<u32>() >= 4, "each panic takes a replica: {tree:?}");
-    none_failed(load).await;
+    load.none_lost().await;
 }
 
 #[tokio::test]
@@ -70,6 +71,6 @@ async fn a_hang_ends_its_worker_and_nobody_else_notices() {
     })
     .await;
     load.recovered("a hang");
-    none_failed(load).await;
+    load.none_lost().await;
     assert_eq!(gave_up(&cluster), [broken], "the poison was not handed to the other worker");
 }
