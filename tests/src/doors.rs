@@ -47,7 +47,7 @@ impl Doors {
                     // others may have turned already
                     let _ = self.at.compare_exchange(at, at + 1, Relaxed, Relaxed);
                     if tries >= self.clients.len() {
-                        tokio::time::sleep(PAUSE).await;
+                        tokio::time::sleep(pushback(&status)).await;
                     }
                 }
                 answer => return answer,
@@ -64,6 +64,12 @@ impl Doors {
     pub fn turned(&self) -> usize {
         self.turned.load(Relaxed)
     }
+}
+
+/// How long the server asks to be left alone; a moment if nobody was there to ask.
+fn pushback(status: &Status) -> Duration {
+    let asked = status.metadata().get("grpc-retry-pushback-ms").and_then(|value| value.to_str().ok()?.parse().ok());
+    asked.map_or(PAUSE, Duration::from_millis)
 }
 
 /// Other gRPC libraries call a broken connection UNAVAILABLE; tonic says that it does not know, and why.

@@ -4,7 +4,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::FutureExt;
 use sensorium_actors::jobs::Jobs;
 use sensorium_actors::jobs::intake::Intake;
 use sensorium_actors::route::Router;
@@ -106,15 +105,12 @@ impl Door {
     }
 }
 
-/// Serves on all lanes until `shutdown` resolves; then finishes what is in flight. When `leaving` resolves, clients are
-/// told to connect anew for what they ask next: behind a balancer they are connected to another gateway, and here they
-/// hear why they are refused.
+/// Serves on all lanes until `shutdown` resolves; then finishes what is in flight.
 pub async fn serve(
     door: Arc<Door>,
     settings: Settings,
     lanes: &Lanes,
     listener: TcpListener,
-    leaving: impl Future<Output = ()> + Send + 'static,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), tonic::transport::Error> {
     let limits = door.limits.clone();
@@ -159,7 +155,7 @@ pub async fn serve(
         .add_optional_service(reflection)
         .add_optional_service(reflection_alpha);
     let listening = Listening { listener, tls: door.tls.clone(), name: "door" };
-    deal::serve(lanes, listening, [leaving.boxed(), shutdown.boxed()], |incoming, stop| {
+    deal::serve(lanes, listening, shutdown, |incoming, stop| {
         server.clone().serve_with_incoming_shutdown(incoming, stop)
     })
     .await

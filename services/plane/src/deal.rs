@@ -58,48 +58,43 @@ pub struct Listening {
 /// Resolves when servers are to finish what they have.
 pub type Stop = Shared<BoxFuture<'static, ()>>;
 
-/// Runs one server on each lane, as `serve` makes it of connections and the signal to stop, until all have ended. At the
-/// end of each of `phases` those who are connected finish what they have, and are told to connect anew for more; whoever
-/// comes then has servers of the next phase. At the end of the last one the listener is closed.
+/// Runs one server on each lane, as `serve` makes it of connections and the signal to stop, until all have ended.
 ///
 /// # Errors
 /// The first that a server ends with.
 pub async fn serve<F>(
     lanes: &Lanes,
     listening: Listening,
-    phases: impl IntoIterator<Item = BoxFuture<'static, ()>>,
+    shutdown: impl Future<Output = ()> + Send + 'static,
     serve: impl Fn(BoxStream<'static, io::Result<Connection>>, Stop) -> F,
 ) -> Result<(), Error>
 where
     F: Future<Output = Result<(), Error>> + Send + 'static,
 {
-    let Listening { listener, tls, name } = listening;
-    // tonic's own `tcp_nodelay` is not for listeners that it is given: answers of more than a segment would wait for the
-    // caller's delayed acknowledgement, 40 ms
-    let mut incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let stop = shutdown.boxed().shared();
+    let mut tables: Vec<Table> = Vec::new();
     let mut serving = JoinSet::new();
-    for phase in phases {
-        let stop = phase.shared();
-        let mut tables: Vec<Table> = Vec::new();
-        for lane in lanes.handles() {
-            let (deal, dealt) = mpsc::unbounded_channel();
-            // from here on it is the lane's event loop that watches it
-            let accepted = UnboundedReceiverStream::new(dealt)
-                .map(|(stream, seat)| Ok(Accepted { stream: TcpStream::from_std(stream)?, seat }));
-            serving.spawn_on(serve(tls::incoming(accepted, tls.clone(), name), stop.clone()), lane);
-            tables.push((Arc::new(AtomicUsize::new(0)), deal));
-        }
-        drop(select(accept(&mut incoming, &tables).boxed(), stop).await);
+    for lane in lanes.handles() {
+        let (deal, dealt) = mpsc::unbounded_channel();
+        // from here on it is the lane's event loop that watches it
+        let accepted = UnboundedReceiverStream::new(dealt)
+            .map(|(stream, seat)| Ok(Accepted { stream: TcpStream::from_std(stream)?, seat }));
+        serving.spawn_on(serve(tls::incoming(accepted, listening.tls.clone(), listening.name), stop.clone()), lane);
+        tables.push((Arc::new(AtomicUsize::new(0)), deal));
     }
     // who stops closes the listener first
-    drop(incoming);
+    drop(select(accept(listening.listener, &tables).boxed(), stop).await);
+    drop(tables);
     while let Some(ended) = serving.join_next().await {
         ended.unwrap_or_else(|error| resume_unwind(error.into_panic()))?;
     }
     Ok(())
 }
 
-async fn accept(incoming: &mut TcpIncoming, tables: &[Table]) {
+async fn accept(listener: TcpListener, tables: &[Table]) {
+    // tonic's own `tcp_nodelay` is not for listeners that it is given: answers of more than a segment would wait for the
+    // caller's delayed acknowledgement, 40 ms
+    let mut incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     while let Some(accepted) = incoming.next().await {
         match accepted.and_then(TcpStream::into_std) {
             Ok(stream) => {
@@ -149,10 +144,9 @@ mod tests {
         let lanes = Lanes::start(2).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let [(leave, leaving), (stop, stopped)] = std::array::from_fn(|_| tokio::sync::oneshot::channel::<()>());
-        let phases = [leaving.map(drop).boxed(), stopped.map(drop).boxed()];
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let listening = Listening { listener, tls: None, name: "test" };
-        let serving = tokio::spawn(async move { serve(&lanes, listening, phases, tell_lane).await });
+        let serving = tokio::spawn(async move { serve(&lanes, listening, stopped.map(drop), tell_lane).await });
 
         let mut on = [Vec::new(), Vec::new()];
         for _ in 0..6 {
@@ -172,11 +166,6 @@ mod tests {
             }
         };
         tokio::time::timeout(Duration::from_secs(60), settled).await.expect("the lane that lost three gets the next");
-
-        drop(leave);
-        lane_of(&mut on[0][0]).await;
-        on[1].push(TcpStream::connect(address).await.unwrap());
-        lane_of(&mut on[1][0]).await;
 
         drop(stop);
         let refused = async { while TcpStream::connect(address).await.is_ok() {} };

@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::{FutureExt, Stream, StreamExt};
+use futures::{Stream, StreamExt};
 use sensorium_actors::admission::Admission;
 use sensorium_actors::error::{Error, Result};
 use sensorium_actors::request::Context;
@@ -141,7 +141,7 @@ pub async fn serve(
         .add_service(worker)
         .add_service(AdminServer::new(AdminService::new(fleet, None)))
         .add_service(health_service);
-    deal::serve(lanes, listening, [shutdown.boxed()], |incoming, stop| {
+    deal::serve(lanes, listening, shutdown, |incoming, stop| {
         server.clone().serve_with_incoming_shutdown(incoming, stop)
     })
     .await

@@ -46,7 +46,6 @@ pub async fn run(args: ConfigArgs) -> anyhow::Result<ExitCode> {
     readiness.set(false);
     lease.update(|registration| registration.draining = true);
     tokio::time::sleep(Duration::from_millis(config.drain_notice_ms)).await;
-    serving.leave();
     node::drain_door(&door, &config, false).await;
     lease.withdraw().await;
     serving.stop().await?;

@@ -225,46 +225,35 @@ async fn jobs(config: &Config, alone: bool) -> anyhow::Result<Option<Jobs>> {
     Ok(Some(Jobs::new(store, set.tasks.clone())))
 }
 
-/// How far the servers of a process are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Phase {
-    /// They serve.
-    Serving,
-    /// They tell those who are connected to go elsewhere.
-    Leaving,
-    /// They stop.
-    Stopped,
-}
-
 /// The servers of a process, and what stops them.
 pub struct Serving {
-    phase: watch::Sender<Phase>,
+    stop: watch::Sender<bool>,
     grpc: JoinHandle<anyhow::Result<()>>,
     http: JoinHandle<std::io::Result<()>>,
 }
 
-/// Resolves when the servers are so far.
-pub async fn reached(mut phase: watch::Receiver<Phase>, wanted: Phase) {
+/// Resolves when the process stops its servers.
+pub async fn stopped(mut stop: watch::Receiver<bool>) {
     // a sender that is gone means stop as well
-    let _ = phase.wait_for(|phase| *phase >= wanted).await;
+    let _ = stop.wait_for(|stop| *stop).await;
 }
 
 impl Serving {
-    /// Serves HTTP, and whatever `grpc` makes of the phases.
+    /// Serves HTTP, and whatever `grpc` makes of the signal to stop.
     pub fn start<F>(
         config: &Config,
         side: TcpListener,
         readiness: &Readiness,
         telemetry: &Telemetry,
-        grpc: impl FnOnce(watch::Receiver<Phase>) -> F,
+        grpc: impl FnOnce(watch::Receiver<bool>) -> F,
     ) -> Self
     where
         F: Future<Output = anyhow::Result<()>> + Send + 'static,
     {
-        let (phase, told) = watch::channel(Phase::Serving);
+        let (stop, told) = watch::channel(false);
         let metrics = http::Metrics { path: config.metrics_path.clone(), render: telemetry.render() };
-        let http = tokio::spawn(http::serve(side, readiness.clone(), metrics, reached(told.clone(), Phase::Stopped)));
-        Self { phase, grpc: tokio::spawn(grpc(told)), http }
+        let http = tokio::spawn(http::serve(side, readiness.clone(), metrics, stopped(told.clone())));
+        Self { stop, grpc: tokio::spawn(grpc(told)), http }
     }
 
     /// Serves a door.
@@ -279,19 +268,13 @@ impl Serving {
         let settings = Settings::new(telemetry.set_filter(), telemetry.endpoint());
         let (served, lanes) = (door.clone(), lanes.clone());
         Self::start(config, side, &door.readiness, telemetry, move |told| async move {
-            let (leaving, stopped) = (reached(told.clone(), Phase::Leaving), reached(told, Phase::Stopped));
-            Ok(server::serve(served, settings, &lanes, listener, leaving, stopped).await?)
+            Ok(server::serve(served, settings, &lanes, listener, stopped(told)).await?)
         })
-    }
-
-    /// Tells those who are connected to the door to go elsewhere.
-    pub fn leave(&self) {
-        self.phase.send_replace(Phase::Leaving);
     }
 
     /// Stops the servers; connections that idle clients keep open are not waited for.
     pub async fn stop(self) -> anyhow::Result<()> {
-        self.phase.send_replace(Phase::Stopped);
+        self.stop.send_replace(true);
         if let Ok(served) = tokio::time::timeout(Duration::from_secs(2), self.grpc).await {
             served.context("the gRPC server panicked")??;
         }

@@ -60,7 +60,6 @@ pub async fn run(args: ConfigArgs) -> anyhow::Result<ExitCode> {
     }
 
     door.readiness.set(false);
-    serving.leave();
     node::drain_door(&door, &config, broken).await;
     serving.stop().await?;
     tracing::info!("drained");
