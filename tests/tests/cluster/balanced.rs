@@ -6,7 +6,7 @@ use sensorium_proto::inference::{ModelConfigRequest, RepositoryIndexRequest, Rep
 use sensorium_tests::{Ask, Balancer, Client, Cluster, Doors, Load, Repository, eventually, within};
 use tonic::Code;
 
-use super::steady::{Steady, cluster};
+use super::steady::{ITEMS, Steady, cluster};
 
 fn ask(turn: usize) -> Ask {
     Ask::of("identity").fp32("INPUT0", &[1, 16], &[turn as f32; 16]).deadline(20_000)
@@ -92,7 +92,7 @@ async fn the_loss_of_a_gateway_behind_a_balancer_costs_a_retry() {
             }
         }
     });
-    let load = Steady::beside(load, Doors::new(vec![Client::connect(address).await]), 20);
+    let load = Steady::beside(load, Doors::new(vec![Client::connect(address).await]), ITEMS);
     load.answers(100).await;
     assert!(balancer.connections().iter().all(|&connections| connections > 0), "{:?}", balancer.connections());
     load.recovered("start");

@@ -3,7 +3,7 @@
 use sensorium_tests::{Client, Cluster, Doors, Load, Refusal, chaos, eventually};
 use tonic::Code;
 
-use super::steady::{Steady, models, with_jobs};
+use super::steady::{ITEMS, Steady, models, with_jobs};
 
 /// Two workers with `chaos`, started anew by a parent as an orchestrator would. A device that is silent for so many
 /// milliseconds hangs.
@@ -22,7 +22,7 @@ fn healthy(client: &Client) -> Steady {
         let model = if (caller + turn) % 3 == 0 { "identity" } else { "chaos" };
         chaos(model, -2.0, turn as f32).deadline(20_000)
     });
-    Steady::beside(load, Doors::new(vec![client.clone()]), 20)
+    Steady::beside(load, Doors::new(vec![client.clone()]), ITEMS)
 }
 
 #[tokio::test]

@@ -15,7 +15,7 @@ use super::jobs::{complete, texts};
 use super::{load, load_at};
 
 /// Items of each job: more than a gateway works on at a time.
-const ITEMS: usize = 20;
+pub(super) const ITEMS: usize = 20;
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// `identity` and `minilm`, for a cluster that can take jobs.
