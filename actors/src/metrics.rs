@@ -182,4 +182,8 @@ pub fn describe() {
     count!("sensorium_job_tasks_total", "Deliveries of tasks that were worked on, by what became of them");
     level!("sensorium_job_queue_depth", "Tasks of jobs that wait, by modality");
     spread!("sensorium_door_duration_seconds", Unit::Seconds, "Time of a request from the door to its answer");
+    spread!("sensorium_call_duration_seconds", Unit::Seconds, "Time of an answered call to a worker, by model");
+    spread!("sensorium_redis_duration_seconds", Unit::Seconds, "Time of a trip to Redis, in vain or not");
+    spread!("sensorium_job_task_duration_seconds", Unit::Seconds, "Time of a task in work, by modality");
+    spread!("sensorium_job_duration_seconds", Unit::Seconds, "Time of a job from its submission to its end");
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::process::{Exit, Process};
 use crate::server::{binary, free_address};
-use crate::{Client, Etcd, Network, Outside, Repository, get, within};
+use crate::{Client, Collector, Etcd, Network, Outside, Repository, get, within};
 
 /// How long a node may take to be ready.
 const READY: Duration = Duration::from_secs(120);
@@ -30,7 +30,11 @@ impl Place {
     }
 
     pub(crate) fn spawn(&self, program: &Path, arguments: &[String]) -> Process {
-        Process::spawn_within(self.namespace.as_deref(), program, arguments, &[])
+        self.spawn_with(program, arguments, &[])
+    }
+
+    fn spawn_with(&self, program: &Path, arguments: &[String], environment: &[(String, String)]) -> Process {
+        Process::spawn_within(self.namespace.as_deref(), program, arguments, environment)
     }
 }
 
@@ -46,15 +50,23 @@ pub struct Node {
     pub process: Process,
     place: Place,
     arguments: Vec<String>,
+    environment: Vec<(String, String)>,
 }
 
 impl Node {
-    fn spawn(role: &str, name: &str, listen: &str, place: Place, arguments: Vec<String>) -> Self {
+    fn spawn(
+        role: &str,
+        name: &str,
+        listen: &str,
+        place: Place,
+        arguments: Vec<String>,
+        environment: Vec<(String, String)>,
+    ) -> Self {
         let [grpc, http, _] = place.addresses;
         let own = [role, "--name", name, listen, &grpc.to_string(), "--http", &http.to_string()];
         let arguments: Vec<String> = own.iter().map(|&own| own.to_owned()).chain(arguments).collect();
-        let process = place.spawn(&binary(), &arguments);
-        Self { name: name.to_owned(), grpc, http, process, place, arguments }
+        let process = place.spawn_with(&binary(), &arguments, &environment);
+        Self { name: name.to_owned(), grpc, http, process, place, arguments, environment }
     }
 
     /// Waits until it is ready.
@@ -70,15 +82,19 @@ impl Node {
     /// Starts it again at the same place, whatever has become of it.
     pub fn resurrect(&mut self) {
         self.process.signal("KILL");
-        self.process = self.place.spawn(&binary(), &self.arguments);
+        self.start_again();
     }
 
     /// Asks it to stop, waits for that, and starts it again at the same place. How the one before ended.
     pub async fn restart(&mut self) -> Exit {
         self.process.signal("TERM");
         let exit = self.process.ended(Duration::from_secs(60)).await;
-        self.process = self.place.spawn(&binary(), &self.arguments);
+        self.start_again();
         exit
+    }
+
+    fn start_again(&mut self) {
+        self.process = self.place.spawn_with(&binary(), &self.arguments, &self.environment);
     }
 
     /// Versions that it holds ready, as it says itself.
@@ -114,6 +130,7 @@ pub struct Cluster {
     repository: Repository,
     settings: Vec<(String, String)>,
     network: Option<Network>,
+    collector: Option<SocketAddr>,
 }
 
 impl Cluster {
@@ -140,7 +157,7 @@ impl Cluster {
             ("drain_notice_ms".to_owned(), "200".to_owned()),
         ];
         let (gateways, workers) = (Vec::new(), Vec::new());
-        Self { etcd, nats: None, redis: None, gateways, workers, repository, settings, network }
+        Self { etcd, nats: None, redis: None, gateways, workers, repository, settings, network, collector: None }
     }
 
     /// The network that its hosts are on.
@@ -165,6 +182,17 @@ impl Cluster {
     pub async fn with_redis(mut self) -> Self {
         self.redis = Some(Outside::redis(self.network.as_ref()).await);
         self
+    }
+
+    /// A collector for the traces of all nodes that are added from now on.
+    #[must_use]
+    pub fn traced(mut self, collector: &Collector) -> Self {
+        self.collector = Some(collector.address());
+        self
+    }
+
+    fn environment(&self, name: &str) -> Vec<(String, String)> {
+        self.collector.map(|address| Collector::environment(address, name)).unwrap_or_default()
     }
 
     /// So many gateways and workers, ready.
@@ -204,7 +232,8 @@ impl Cluster {
             }
         }
         arguments.extend(more.iter().map(|&more| more.to_owned()));
-        self.gateways.push(Node::spawn("gateway", &name, "--grpc", place, arguments));
+        let environment = self.environment(&name);
+        self.gateways.push(Node::spawn("gateway", &name, "--grpc", place, arguments, environment));
     }
 
     /// One more worker, with further arguments; it is not waited for.
@@ -213,7 +242,8 @@ impl Cluster {
         let repository = ["--repository".to_owned(), self.repository.path().display().to_string()];
         let arguments = self.arguments().into_iter().chain(repository).chain(more.iter().map(|&more| more.to_owned()));
         let place = Place::of(self.network.as_ref(), &name);
-        self.workers.push(Node::spawn("worker", &name, "--listen", place, arguments.collect()));
+        let (arguments, environment) = (arguments.collect(), self.environment(&name));
+        self.workers.push(Node::spawn("worker", &name, "--listen", place, arguments, environment));
     }
 
     /// Waits until all nodes are ready, and every gateway sees every worker.

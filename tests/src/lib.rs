@@ -9,6 +9,7 @@ mod balancer;
 mod certificates;
 mod client;
 mod cluster;
+mod collector;
 mod doors;
 mod etcd;
 mod http;
@@ -31,6 +32,7 @@ pub use balancer::Balancer;
 pub use certificates::{Authority, Identity};
 pub use client::{Client, within};
 pub use cluster::{Cluster, Node};
+pub use collector::{Collector, Span};
 pub use doors::Doors;
 pub use etcd::Etcd;
 pub use http::get;
@@ -40,7 +42,7 @@ pub use outside::Outside;
 pub use process::{Exit, Process};
 pub use refusal::Refusal;
 pub use repository::Repository;
-pub use server::{Server, ServerOptions};
+pub use server::{Server, ServerOptions, binary};
 pub use wire::Link;
 
 /// What no answer may take, on a slow machine under load: past it something hangs.

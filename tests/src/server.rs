@@ -141,7 +141,7 @@ impl Server {
 }
 
 /// The binary under test.
-pub(crate) fn binary() -> PathBuf {
+pub fn binary() -> PathBuf {
     let default = || std::path::absolute("../target/release/sensorium").unwrap_or_default();
     let path = std::env::var_os("SENSORIUM_BINARY").map_or_else(default, PathBuf::from);
     assert!(
@@ -162,6 +162,12 @@ impl Server {
         let output = crate::within(async { ran.await.expect("the binary ends") }).await;
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         (output.status.code(), text(&output.stdout), text(&output.stderr))
+    }
+
+    /// Starts a verb that goes on until its process is ended; what it prints is in its log.
+    pub fn verb_that_goes_on(arguments: &[&str]) -> Process {
+        let arguments: Vec<String> = arguments.iter().map(|&argument| argument.to_owned()).collect();
+        Process::spawn(&binary(), &arguments, &[])
     }
 }
 

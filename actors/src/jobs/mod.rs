@@ -130,9 +130,13 @@ impl Jobs {
         let failed = count("fail").await?.min(done);
         let mut snapshot = Snapshot { record, done, failed };
         if snapshot.state().is_over() && snapshot.record.finished.is_none() {
-            snapshot.record.finished = Some(record::now());
+            let now = record::now();
+            snapshot.record.finished = Some(now);
             let value = record::to_json(&snapshot.record)?;
-            if !self.store.update(&record::key(&snapshot.record.tenant, &snapshot.record.id), value, revision).await? {
+            if self.store.update(&record::key(&snapshot.record.tenant, &snapshot.record.id), value, revision).await? {
+                let took = Duration::from_millis(now.saturating_sub(snapshot.record.submitted));
+                metrics::histogram!("sensorium_job_duration_seconds").record(took);
+            } else {
                 // somebody else has seen it first
                 let (tenant, id) = (snapshot.record.tenant.clone(), snapshot.record.id.clone());
                 snapshot.record = self.record(&tenant, &id).await?.0;

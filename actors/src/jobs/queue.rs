@@ -138,7 +138,7 @@ async fn carry(
     delivery: Delivery,
     _permit: OwnedSemaphorePermit,
     mut work: watch::Receiver<Work>,
-    trace: Continue,
+    go_on: Continue,
 ) {
     let count = |outcome| metrics::counter!("sensorium_job_tasks_total", "outcome" => outcome).increment(1);
     let task = match Task::decode(&delivery.message.body) {
@@ -152,16 +152,16 @@ async fn carry(
         }
     };
     let options = &bench.jobs.options;
-    let max = options.max_deliveries;
+    let (max, trace) = (options.max_deliveries, &delivery.message.trace);
     if delivery.deliveries > max {
         // whoever had it before never came back with a word
         count("dead");
-        let buried = bench.bury(task, delivery.deliveries - 1, "whoever worked on it was lost").await;
+        let buried = bench.bury(task, trace, delivery.deliveries - 1, "whoever worked on it was lost").await;
         settle(delivery, buried.is_ok(), options.backoff_ms).await;
         return;
     }
     let span = tracing::info_span!("task", job = task.id, item = task.item, queue = task.queue());
-    trace(&span, &delivery.message.trace);
+    go_on(&span, trace);
     let mut cancelled = bench.jobs.store().listen(super::CANCELLED);
     let wanted_no_more = async {
         loop {
@@ -185,8 +185,9 @@ async fn carry(
         // a sender that is gone is a gateway that ends
         let _ = work.wait_for(|work| *work == Work::HandBack).await;
     };
+    let started = Instant::now();
     let end = tokio::select! {
-        end = bench.run(&task, span.clone()).instrument(span.clone()) => end,
+        end = bench.run(&task, trace, span.clone()).instrument(span.clone()) => end,
         () = wanted_no_more => Ok(()),
         () = handed_back => {
             count("handed_back");
@@ -195,6 +196,7 @@ async fn carry(
         }
         () = beat => Ok(()),
     };
+    metrics::histogram!("sensorium_job_task_duration_seconds", "modality" => task.queue()).record(started.elapsed());
     match end {
         Ok(()) => {
             count("done");
@@ -207,7 +209,7 @@ async fn carry(
         }
         Err(error) if delivery.deliveries >= max => {
             count("dead");
-            let buried = bench.bury(task, delivery.deliveries, &error.to_string()).await;
+            let buried = bench.bury(task, trace, delivery.deliveries, &error.to_string()).await;
             settle(delivery, buried.is_ok(), options.backoff_ms).await;
         }
         Err(error) => {

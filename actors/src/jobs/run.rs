@@ -43,10 +43,11 @@ fn is_final(error: &Error) -> bool {
 
 impl Bench {
     /// Does a task: what it was for is kept when this returns, or wanted no more. Overload is waited out: a task has time.
+    /// What follows from it is a part of the same `trace`.
     ///
     /// # Errors
     /// It may succeed another time.
-    pub(super) async fn run(&self, task: &Task, span: tracing::Span) -> Result<()> {
+    pub(super) async fn run(&self, task: &Task, trace: &str, span: tracing::Span) -> Result<()> {
         let store = &self.jobs.store;
         let (job, work, outcome) = (&task.job, task.work(), task.outcome());
         let (job, work, outcome) = tokio::try_join!(store.get(job), store.get(&work), store.get(&outcome))?;
@@ -73,7 +74,7 @@ impl Bench {
                     let branch = self.sense(&work, *modality, content, &context).await?;
                     self.jobs.store.create(&task.part(*modality), record::to_json(&branch)?).await?;
                 }
-                self.join_if_complete(task).await
+                self.join_if_complete(task, trace).await
             }
             Step::Join => {
                 let report = self.join(&work, task, &context).await?;
@@ -129,13 +130,13 @@ impl Bench {
     }
 
     /// Whoever has brought the last part sends for the join; two at once send the same message.
-    async fn join_if_complete(&self, task: &Task) -> Result<()> {
+    async fn join_if_complete(&self, task: &Task, trace: &str) -> Result<()> {
         let parts = self.jobs.store.keys(&task.parts()).await?;
         if parts.len() < task.modalities.len() {
             return Ok(());
         }
         let join = Task { step: Step::Join, ..task.clone() };
-        self.jobs.push(&join, "").await
+        self.jobs.push(&join, trace).await
     }
 
     async fn join(&self, work: &Work, task: &Task, context: &Context) -> Result<Report> {
@@ -219,7 +220,7 @@ impl Bench {
     }
 
     /// Lays a task to the dead letters; its item has failed, and the job goes on without it.
-    pub(super) async fn bury(&self, task: Task, deliveries: u64, error: &str) -> Result<()> {
+    pub(super) async fn bury(&self, task: Task, trace: &str, deliveries: u64, error: &str) -> Result<()> {
         let Some(kept) = self.jobs.store.get(&task.job).await? else { return Ok(()) };
         let record: Record = record::from_json(&kept.value)?;
         tracing::error!(job = task.id, item = task.item, queue = task.queue(), deliveries, error, "task given up");
@@ -237,7 +238,7 @@ impl Bench {
             Step::Sense(modality, _) => {
                 let branch = Branch::silent(modality, self.understanding.model(modality), State::Failed, reason);
                 self.jobs.store.create(&task.part(modality), record::to_json(&branch)?).await?;
-                self.join_if_complete(&task).await
+                self.join_if_complete(&task, trace).await
             }
             Step::Join => self.conclude(&task, None, reason).await,
         }

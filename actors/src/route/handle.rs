@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
+use metrics::{Histogram, histogram};
 use ractor::ActorRef;
 use sensorium_cluster::membership::Held;
 use tokio::time::Instant;
@@ -37,6 +38,7 @@ pub struct Route {
     pub latencies: Latencies,
     /// How many may be in work.
     pub slots: Arc<Slots>,
+    calls: Histogram,
 }
 
 impl Route {
@@ -50,6 +52,7 @@ impl Route {
             budget: TpsBudget::new(RETRY_WINDOW, RETRIES_PER_SECOND, RETRY_SHARE),
             latencies: Latencies::default(),
             slots: Arc::new(Slots::new(model)),
+            calls: histogram!("sensorium_call_duration_seconds", "model" => model.to_owned()),
         }
     }
 
@@ -144,6 +147,7 @@ impl Call {
         let took = self.started.elapsed();
         self.candidate.seen.answered(took, self.size, self.ahead);
         self.route.latencies.record(took);
+        self.route.calls.record(took);
     }
 
     /// It failed; whether that speaks against the worker is decided here. A caller's mistake does not, and neither does

@@ -11,8 +11,10 @@ use sensorium_cluster::membership::Held;
 use super::candidate::{Candidate, Seen};
 use crate::error::{Error, Result};
 
-/// A worker of another zone has to be this much less loaded to be preferred.
+/// A worker of another zone has to be less loaded by this factor to be preferred…
 const ZONE_PENALTY: f64 = 2.0;
+/// …and by so many seconds: one call that had to connect first sends no others away.
+const ZONE_SECONDS: f64 = 0.01;
 
 /// All workers of one model.
 #[derive(Default)]
@@ -217,7 +219,7 @@ fn choose<'a>(left: &[&'a Arc<Candidate>], zone: &str, rng: &mut impl Rng) -> &'
         return two(left, rng);
     }
     let (near, far) = (two(&near, rng), two(&far, rng));
-    if far.load() * ZONE_PENALTY < near.load() { far } else { near }
+    if far.load() * ZONE_PENALTY + ZONE_SECONDS < near.load() { far } else { near }
 }
 
 fn two<'a>(of: &[&'a Arc<Candidate>], rng: &mut impl Rng) -> &'a Arc<Candidate> {
@@ -356,11 +358,16 @@ mod tests {
         let near = worker("near", "z1", vec![held(1, "READY")]);
         let far = worker("far", "z2", vec![held(1, "READY")]);
         let table = Table::new(vec![near.clone(), far.clone()]);
-        near.seen.answered(Duration::from_millis(10), 1.0, 0.0);
-        far.seen.answered(Duration::from_millis(9), 1.0, 0.0);
-        assert_eq!(table.pick("m", &wish("z1", &[]), &mut rng()).unwrap().client.name(), "near");
+        let picked = || table.pick("m", &wish("z1", &[]), &mut rng()).unwrap().client.name().to_owned();
+        near.seen.answered(Duration::from_millis(8), 1.0, 0.0);
+        assert_eq!(picked(), "near", "its first call was slow");
+        far.seen.answered(Duration::from_millis(1), 1.0, 0.0);
+        assert_eq!(picked(), "near", "and the other quick");
+        near.seen.answered(Duration::from_millis(28), 1.0, 0.0);
+        (0..20).for_each(|_| far.seen.answered(Duration::from_millis(9), 1.0, 0.0));
+        assert_eq!(picked(), "near", "no slower");
         (0..3).for_each(|_| near.seen.started());
-        assert_eq!(table.pick("m", &wish("z1", &[]), &mut rng()).unwrap().client.name(), "far");
+        assert_eq!(picked(), "far");
     }
 
     #[tokio::test]

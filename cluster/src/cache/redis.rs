@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
-use metrics::Counter;
+use metrics::{Counter, Histogram};
 use parking_lot::Mutex;
 use recloser::{AsyncRecloser, Recloser};
 use redis::aio::{ConnectionLike, MultiplexedConnection};
@@ -126,6 +126,7 @@ pub(super) struct Far {
     timeouts: Counter,
     rejected: Counter,
     dropped: Counter,
+    trips: Histogram,
 }
 
 impl Far {
@@ -147,6 +148,7 @@ impl Far {
             timeouts: count("timeout"),
             rejected: count("circuit_open"),
             dropped: count("writes_full"),
+            trips: metrics::histogram!("sensorium_redis_duration_seconds"),
         });
         tokio::spawn(connect::keep(server, Arc::downgrade(&far)));
         Ok(far)
@@ -213,7 +215,10 @@ impl Far {
     ) -> Option<T> {
         let connection = self.connection.load_full()?;
         let bounded = async {
-            match tokio::time::timeout(timeout, question((*connection).clone())).await {
+            let started = Instant::now();
+            let answer = tokio::time::timeout(timeout, question((*connection).clone())).await;
+            self.trips.record(started.elapsed());
+            match answer {
                 Ok(answer) => answer.map_err(Failure::Redis),
                 Err(_) => Err(Failure::Timeout),
             }

@@ -3,7 +3,7 @@
 use sensorium_proto::v1::EmbedRequest;
 use sensorium_proto::v1::embed_request::Space;
 use sensorium_proto::v1::part::Content;
-use sensorium_tests::{Ask, Cluster, Refusal, Repository, Server, cosine, eventually, get};
+use sensorium_tests::{Ask, Cluster, Refusal, Repository, cosine, eventually, get};
 use tonic::Code;
 
 use super::steady::cluster;
@@ -86,21 +86,4 @@ async fn the_whole_door_works_through_a_gateway() {
     .await;
     client.load("identity").await.unwrap();
     eventually("loaded", async || client.infer(gone.clone()).await.ok()).await;
-}
-
-#[tokio::test]
-async fn an_operator_sees_the_cluster() {
-    let cluster = cluster(2, 2).await;
-    let server = format!("http://{}", cluster.gateways[1].grpc);
-    let (code, out, err) = Server::verb(&["status", "--server", &server, "-o", "json"]).await;
-    assert_eq!(code, Some(0), "{err}");
-    let status: serde_json::Value = serde_json::from_str(&out).unwrap();
-    let names: Vec<&str> =
-        status["nodes"].as_array().unwrap().iter().map(|node| node["name"].as_str().unwrap()).collect();
-    assert_eq!(names, ["gateway-0", "gateway-1", "worker-0", "worker-1"]);
-    let minilm = status["models"].as_array().unwrap().iter().find(|model| model["name"] == "minilm").unwrap();
-    assert_eq!((&minilm["replicas"], &minilm["replicas_running"]), (&2.into(), &2.into()), "one at each worker");
-    assert_eq!(status["dependencies"][0]["state"], "ok", "{status}");
-    let (code, text, err) = Server::verb(&["status", "--server", &server]).await;
-    assert!(code == Some(0) && text.contains("worker-0") && text.contains("minilm"), "{text}{err}");
 }

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use sensorium_proto::inference::ModelStreamInferResponse;
-use sensorium_tests::{Ask, Cluster, Doors, Given, Repository, chaos, eventually};
+use sensorium_tests::{Ask, Client, Cluster, Doors, Given, Repository, chaos, eventually, get};
+use tokio::task::JoinHandle;
+use tonic::{Code, Status};
 
 use super::steady::{Steady, cluster};
 
@@ -54,12 +56,26 @@ async fn the_last_worker_of_a_model_leaves_it_unavailable_not_unknown() {
     cluster.workers[0].process.signal("KILL");
     eventually("the lease runs out", async || {
         let status = client.infer(ask()).await.err()?;
-        assert_ne!(status.code(), tonic::Code::NotFound, "{status:?}");
-        (status.code() == tonic::Code::Unavailable && status.message().contains("no worker")).then_some(())
+        assert_ne!(status.code(), Code::NotFound, "{status:?}");
+        (status.code() == Code::Unavailable && status.message().contains("no worker")).then_some(())
     })
     .await;
+    // a gateway that has never seen it says the same of it, and of others that there are none such
+    cluster.gateways[0].resurrect();
+    let (http, gateway) = (cluster.gateways[0].http, &cluster.gateways[0]);
+    eventually("it lives", async || get(http, "/livez").await.ok().filter(|(status, _)| *status == 200)).await;
+    let client = gateway.client().await;
+    eventually("it has read the register", async || {
+        let status = client.infer(ask()).await.unwrap_err();
+        (status.code() == Code::Unavailable && status.message().contains("no worker")).then_some(())
+    })
+    .await;
+    let nobody = Ask::of("nobody").fp32("INPUT0", &[1, 16], &[0.0; 16]);
+    assert_eq!(client.infer(nobody).await.unwrap_err().code(), Code::NotFound);
+    assert_eq!(get(http, "/readyz").await.unwrap().0, 503, "nobody is behind it");
     cluster.workers[0].resurrect();
     cluster.ready().await;
+    let client = cluster.gateways[0].client().await;
     eventually("it answers again", async || client.infer(ask()).await.ok()).await;
 }
 
@@ -71,6 +87,31 @@ fn text(answers: &[ModelStreamInferResponse]) -> String {
     pieces.collect()
 }
 
+/// A stream whose worker, the one of this number, is killed in the middle of it.
+async fn broken_in_the_middle(
+    cluster: &Cluster,
+    client: &Client,
+    model: &str,
+    ask: Ask,
+) -> (JoinHandle<Result<Vec<ModelStreamInferResponse>, Status>>, usize) {
+    // the worker that writes is the one with a call in work
+    let writing = async || {
+        let cluster = client.cluster().await.unwrap();
+        let route = cluster.routes.into_iter().find(|route| route.model == model).unwrap();
+        route.workers.into_iter().find(|worker| worker.in_flight > 0).map(|worker| worker.worker)
+    };
+    eventually("nobody writes", async || writing().await.is_none().then_some(())).await;
+    let broken = tokio::spawn({
+        let client = client.clone();
+        async move { client.stream(ask).await }
+    });
+    let writing = eventually("somebody writes", writing).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let at = cluster.workers.iter().position(|worker| worker.name == writing).unwrap();
+    cluster.workers[at].process.signal("KILL");
+    (broken, at)
+}
+
 #[tokio::test]
 async fn a_generation_goes_on_elsewhere() {
     let repository = Repository::new().with(&["smollm2-135m"]);
@@ -80,26 +121,29 @@ async fn a_generation_goes_on_elsewhere() {
         Ask::prompt("Write a long story about a ship.", 160).set("raw", false).set("temperature", 0.8).set("seed", 11)
     };
     let whole = text(&client.stream(ask()).await.unwrap());
-    let writing = async || {
-        let cluster = client.cluster().await.unwrap();
-        let route = cluster.routes.into_iter().find(|route| route.model == "smollm2-135m").unwrap();
-        route.workers.into_iter().find(|worker| worker.in_flight > 0).map(|worker| worker.worker)
-    };
-    eventually("the first is over", async || writing().await.is_none().then_some(())).await;
-
-    let broken = tokio::spawn({
-        let client = client.clone();
-        async move { client.stream(ask()).await }
-    });
-    // the worker that writes is the one with a call in work
-    let writing = eventually("somebody writes", writing).await;
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    let at = cluster.workers.iter().position(|worker| worker.name == writing).unwrap();
-    cluster.workers[at].process.signal("KILL");
+    let (broken, at) = broken_in_the_middle(&cluster, &client, "smollm2-135m", ask()).await;
     let again = text(&broken.await.unwrap().unwrap());
     let retries = cluster.gateways[0].metric("sensorium_retries_total", &["smollm2-135m"]).await;
     assert!(retries >= 1.0, "the worker was not lost in the middle");
     assert_eq!(whole, again, "the same seed, the same continuation");
+    cluster.workers[at].resurrect();
+}
+
+/// A model may want that nobody goes on with what another one began.
+#[tokio::test]
+async fn a_generation_that_may_not_go_on_says_that_its_worker_was_lost() {
+    let repository = Repository::new().copy("smollm2-135m", "once", &[("routing.resume", "false")]);
+    let mut cluster = Cluster::start(repository, 1, 2).await;
+    let client = cluster.gateways[0].client().await;
+    let ask = || Ask::of("once").bytes("prompt", &["Write a long story about a ship."]).set("max_tokens", 160);
+    let (broken, at) = broken_in_the_middle(&cluster, &client, "once", ask()).await;
+    let answers = broken.await.unwrap().unwrap();
+    let (last, before) = answers.split_last().unwrap();
+    assert!(!text(before).is_empty(), "it had begun");
+    assert!(last.error_message.contains(&cluster.workers[at].name), "{}", last.error_message);
+    assert!(last.infer_response.as_ref().is_none_or(|none| none.outputs.is_empty()), "{last:?}");
+    // whoever asks anew is answered by the other
+    assert!(!text(&client.stream(ask()).await.unwrap()).is_empty());
     cluster.workers[at].resurrect();
 }
 

@@ -8,6 +8,7 @@ mod chaos;
 mod drains;
 mod forms;
 mod jobs;
+mod local;
 mod losses;
 mod outages;
 mod overload;
@@ -16,8 +17,11 @@ mod quotas;
 mod register;
 mod replicas;
 mod secure;
+mod status;
 mod steady;
 mod subsets;
+mod tasks;
+mod travels;
 
 use sensorium_tests::{Ask, Client, Doors, Load};
 

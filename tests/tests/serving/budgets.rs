@@ -76,6 +76,44 @@ async fn a_smaller_model_answers_where_the_asked_one_cannot_in_time() {
     }
 }
 
+/// Nobody is in a hurry here: no deadline, but a budget of the model or of the request for its branch.
+#[tokio::test]
+async fn a_branch_has_the_budget_that_its_model_and_its_request_give_it() {
+    let repository = Repository::new().with(&["efficientnet-lite0", "minilm", "silero-vad"]).copy(
+        "whisper-tiny-en",
+        "large",
+        &[SLOW, ("routing.budget_ms", "3000")],
+    );
+    let options = ServerOptions::new(repository)
+        .set("understand.audio", "large")
+        .set("understand.image_guard", "")
+        .set("understand.text_guard", "");
+    let server = Server::start(options).await;
+    let client = server.client().await;
+    let heard = async |budget_ms: Option<u32>| {
+        let emphasis = vec![Emphasis { modality: Modality::Audio.into(), budget_ms, ..Emphasis::default() }];
+        let request =
+            UnderstandRequest { parts: three_parts(), emphasis, no_answer: true, ..UnderstandRequest::default() };
+        let answer = understand(&client, request).await.unwrap();
+        others_speak(result(&answer));
+        assert!(result(&answer).degraded);
+        let audio = branch(result(&answer), Modality::Audio);
+        assert_eq!(audio.state(), State::Late, "{audio:?}");
+        audio.reason.clone()
+    };
+    // nobody knows yet how long it takes
+    for budget in [None, Some(1000)] {
+        let reason = heard(budget).await;
+        assert!(reason.contains("missed its budget"), "{reason}");
+    }
+    measure(&client, &["large"]).await;
+    // the request may ask for less than the model is given, not for more
+    for (asked, budget) in [(None, 3000), (Some(1000), 1000), (Some(60_000), 3000)] {
+        let reason = heard(asked).await;
+        assert!(reason.contains(&format!("of a budget of {budget} ms")), "{asked:?}: {reason}");
+    }
+}
+
 #[tokio::test]
 async fn a_sense_that_no_model_makes_in_time_is_not_begun() {
     let server = server(&[SLOW]).await;

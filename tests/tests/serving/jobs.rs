@@ -6,8 +6,9 @@ use sensorium_proto::v1::part::Content;
 use sensorium_proto::v1::{Modality, UnderstandRequest, job};
 use sensorium_tests::jobs::{header, item, text};
 use sensorium_tests::samples::{clip, folder, picture, transcripts};
-use sensorium_tests::{Repository, Server, ServerOptions, cosine, eventually};
+use sensorium_tests::{Refusal, Repository, Server, ServerOptions, cosine, eventually};
 use tempfile::TempDir;
+use tonic::Code;
 
 use super::understanding::{branch, result, three_parts, understand};
 use super::{client, server};
@@ -92,6 +93,39 @@ async fn jobs_outlive_their_process() {
     let told = client.job(&job.id, 1000).await.unwrap().items;
     let indices: Vec<u64> = told.iter().map(|item| item.index).collect();
     assert_eq!(indices, (0..ITEMS as u64).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_queue_on_disk_is_bounded_and_what_it_keeps_expires() {
+    let state = TempDir::new().unwrap();
+    let path = state.path().join("jobs.redb").display().to_string();
+    let start = async |settings: &[(&str, &str)]| {
+        let options = ServerOptions::new(Repository::new().with(&["minilm"]));
+        let options = options.set("understand.text_guard", "").set("jobs.path", &path);
+        Server::start(settings.iter().fold(options, |options, (key, value)| options.set(key, value))).await
+    };
+    let items = |count: usize| (0..count).map(|at| text(&format!("item-{at}"), "a sentence")).collect::<Vec<_>>();
+    // nobody takes anything from the queue
+    let server = start(&[("jobs.max_queued", "5"), ("jobs.tasks.concurrency", "0")]).await;
+    let client = server.client().await;
+    let taken = client.submit(header("taken"), items(5)).await.unwrap();
+    let refused = Refusal::of(client.submit(header("refused"), items(5)).await);
+    refused.is_retriable(Code::ResourceExhausted, "JOBS_QUEUE_FULL");
+    drop(server);
+
+    let server = start(&[]).await;
+    let client = server.client().await;
+    let over = client.finish(&taken.id).await.unwrap();
+    assert_eq!((over.state(), over.done, over.failed), (job::State::Succeeded, 5, 0), "{over:?}");
+    // whoever was refused comes again, with the same key
+    let again = client.submit(header("refused"), items(5)).await.unwrap();
+    assert_eq!(client.finish(&again.id).await.unwrap().state(), job::State::Succeeded);
+    drop(server);
+    // a process that starts sweeps out what is too old
+    let server = start(&[("jobs.retention_seconds", "1")]).await;
+    let client = server.client().await;
+    eventually("all is forgotten", async || client.all_jobs(10).await.unwrap().is_empty().then_some(())).await;
+    assert_eq!(client.job(&taken.id, 10).await.unwrap_err().code(), Code::NotFound);
 }
 
 #[tokio::test]
