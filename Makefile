@@ -6,6 +6,7 @@ SHELL := /bin/bash
 cache := $(or $(SENSORIUM_CACHE),$(HOME)/.cache/sensorium)
 target := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 binary := $(target)/release/sensorium
+bench_binary := $(target)/dist/sensorium
 # what the set-up found, for cargo and for the tests
 with_env := set -a; . "$(cache)/env"; set +a;
 
@@ -66,9 +67,10 @@ lint: setup ## Checks formatting, clippy, rustdoc and the direction of dependenc
 	@$(with_env) cargo test --release --locked --workspace --test boundaries
 
 .PHONY: bench
-bench: setup-tests build ## Measures against baselines in one run; BENCH='--rows WORDS' only some; see docs/PERFORMANCE.md.
+bench: setup-tests ## Measures what images hold against baselines; BENCH='--rows WORDS' only some; see docs/PERFORMANCE.md.
+	@$(with_env) cargo build --profile dist --locked -p sensorium
 	@$(with_env) cargo build --release --locked --workspace --all-targets
-	@$(with_env) baselines=$$(loadtest/baselines/setup.sh); "$(target)/release/loadtest" bench --server "$(binary)" \
+	@$(with_env) baselines=$$(loadtest/baselines/setup.sh); "$(target)/release/loadtest" bench --server "$(bench_binary)" \
 		--forward-loop "$(target)/release/examples/forward_loop" $$baselines $(BENCH)
 
 .PHONY: clean

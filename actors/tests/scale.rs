@@ -258,7 +258,7 @@ async fn a_front_door_calls_its_subset_of_the_register() {
         |registration: &Registration| -> Option<Arc<dyn Client>> { Some(Arc::new(Nobody(registration.node.clone()))) };
     let options = Options { name: "gateway-007".to_owned(), zone: String::new(), cache: None, subset: SIZE };
     let admission = Admission::new(admission::Options::bound(8));
-    let router = Router::start(options, &membership, Arc::new(connect), admission, Bus::embedded(), Tree::default())
+    let router = Router::start(options, &membership, Arc::new(connect), admission, Bus::new("here"), Tree::default())
         .await
         .unwrap();
     let called = async || -> BTreeSet<String> {

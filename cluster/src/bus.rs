@@ -1,38 +1,52 @@
 //! Events: what happened, for whoever wants to know.
 //!
-//! The embedded twin is a broadcast within the process. As with core NATS, a subject has no memory: who is not
-//! subscribed, or too slow, misses events.
+//! Within the process they are a broadcast; where there is NATS, [`Jobs::announce`](crate::jobs::Jobs::announce) passes
+//! them on to it. As with core NATS, a subject has no memory: who is not subscribed, or too slow, misses events.
 
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::Serialize;
+use serde_json::{Map, Value};
 use tokio::sync::broadcast;
 
 /// Events that a slow subscriber may be behind before it misses some.
 const CAPACITY: usize = 1024;
 
 /// Something that happened.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Event {
-    /// Dot-separated, such as `version.quarantined`.
-    pub subject: String,
-    /// For people and programs: a line of text.
-    pub text: String,
+    /// Dot-separated, such as `worker.ejected`.
+    pub subject: &'static str,
+    /// The node that tells it.
+    pub node: String,
+    /// Milliseconds since 1970.
+    pub at_ms: u64,
+    /// What is to be said of it.
+    #[serde(flatten)]
+    pub details: Map<String, Value>,
 }
 
 /// A cheap handle to the bus.
 #[derive(Clone)]
 pub struct Bus {
+    node: Arc<str>,
     events: broadcast::Sender<Event>,
 }
 
 impl Bus {
-    /// A bus within this process.
-    pub fn embedded() -> Self {
-        Self { events: broadcast::Sender::new(CAPACITY) }
+    /// The bus of a process, the node of this name.
+    pub fn new(node: &str) -> Self {
+        Self { node: node.into(), events: broadcast::Sender::new(CAPACITY) }
     }
 
-    /// Tells everybody who is subscribed.
-    pub fn publish(&self, subject: &str, text: impl Into<String>) {
+    /// Tells everybody who is subscribed; of `details` what is an object counts.
+    pub fn publish(&self, subject: &'static str, details: Value) {
+        let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let details = if let Value::Object(details) = details { details } else { Map::new() };
+        let at_ms = u64::try_from(at.as_millis()).unwrap_or(u64::MAX);
         // nobody being subscribed is the usual case, not an error
-        let _ = self.events.send(Event { subject: subject.to_owned(), text: text.into() });
+        let _ = self.events.send(Event { subject, node: self.node.to_string(), at_ms, details });
     }
 
     /// All events from now on.

@@ -17,6 +17,7 @@ use std::time::Duration;
 use async_stream::try_stream;
 use futures::future::try_join_all;
 use futures::{Stream, StreamExt, TryStreamExt};
+use sensorium_cluster::bus::Bus;
 use sensorium_cluster::jobs::{Error as StoreError, Jobs as Store, Message};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
@@ -93,12 +94,13 @@ pub struct Page {
 pub struct Jobs {
     store: Store,
     options: Arc<Options>,
+    bus: Bus,
 }
 
 impl Jobs {
-    /// Jobs that are kept in `store`.
-    pub fn new(store: Store, options: Options) -> Self {
-        Self { store, options: Arc::new(options) }
+    /// Jobs that are kept in `store`; what is given up is told on `bus`.
+    pub fn new(store: Store, options: Options, bus: Bus) -> Self {
+        Self { store, options: Arc::new(options), bus }
     }
 
     /// Where they are kept.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::future::try_join_all;
+use serde_json::json;
 use tokio::time::Instant;
 
 use super::Jobs;
@@ -234,6 +235,10 @@ impl Bench {
             buried: record::now(),
         };
         self.jobs.store.bury(record::encode(&letter)?).await?;
+        let Task { id, item, .. } = &task;
+        let queue = task.queue();
+        let details = json!({ "job": id, "item": item, "modality": queue, "deliveries": deliveries, "error": error });
+        self.jobs.bus.publish("task.dead", details);
         match task.step {
             Step::Sense(modality, _) => {
                 let branch = Branch::silent(modality, self.understanding.model(modality), State::Failed, reason);

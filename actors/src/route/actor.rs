@@ -15,6 +15,7 @@ use std::time::Duration;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use sensorium_cluster::bus::Bus;
 use sensorium_cluster::membership::Registration;
+use serde_json::json;
 
 use super::candidate::Candidate;
 use super::client::Client;
@@ -133,7 +134,8 @@ impl State {
         metrics::counter!("sensorium_ejections_total", "model" => self.route.model.clone(), "worker" => worker.to_owned())
             .increment(1);
         tracing::warn!(model = self.route.model, worker, seconds = period.as_secs(), "worker ejected");
-        self.bus.publish("worker.ejected", format!("{worker} from {} for {} s", self.route.model, period.as_secs()));
+        let seconds = period.as_secs();
+        self.bus.publish("worker.ejected", json!({ "worker": worker, "model": self.route.model, "seconds": seconds }));
         self.gauge(&table);
     }
 
@@ -166,7 +168,7 @@ mod tests {
 
     /// A route with so many workers, `worker-0` and so on.
     fn state(workers: usize) -> State {
-        let mut state = State { route: Arc::new(Route::new("m")), bus: Bus::embedded(), ejections: HashMap::new() };
+        let mut state = State { route: Arc::new(Route::new("m")), bus: Bus::new("here"), ejections: HashMap::new() };
         let workers = (0..workers).map(|worker| {
             let client: Arc<dyn Client> = Arc::new(Nobody(format!("worker-{worker}")));
             (Registration { node: format!("worker-{worker}"), capacity: 1, ..Registration::default() }, client)
@@ -192,6 +194,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn five_failures_in_a_row_eject_for_longer_each_time() {
         let mut state = state(3);
+        let mut events = state.bus.subscribe();
         fails(&mut state, 0, 4);
         assert!(ejected(&state).is_empty(), "four are not enough");
         let seen = state.route.table().candidates()[0].seen.clone();
@@ -205,6 +208,11 @@ mod tests {
             tokio::time::advance(Duration::from_secs(1)).await;
             assert!(ejected(&state).is_empty(), "after {seconds} s");
         }
+        let mut told = Vec::new();
+        while let Ok(event) = events.try_recv() {
+            told.push((event.subject, event.details["worker"].clone(), event.details["seconds"].clone()));
+        }
+        assert_eq!(told, [30, 60, 90].map(|seconds| ("worker.ejected", json!("worker-0"), json!(seconds))));
         // each interval in which it behaves takes one away
         (0..3).for_each(|_| state.look());
         fails(&mut state, 0, 5);

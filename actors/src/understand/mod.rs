@@ -405,7 +405,7 @@ mod tests {
         let options = crate::route::Options { name: "gateway".into(), zone: String::new(), cache: None, subset: 0 };
         let admission = Admission::new(admission::Options::bound(8));
         let router =
-            Router::start(options, &membership, Arc::new(connect), admission, Bus::embedded(), Tree::default());
+            Router::start(options, &membership, Arc::new(connect), admission, Bus::new("here"), Tree::default());
         let router = router.await.unwrap();
         router.refresh().await;
         let names = (0..labels).map(|label| format!("label {label}")).collect::<Vec<_>>();

@@ -19,6 +19,7 @@ use tokio::sync::broadcast;
 
 use self::disk::Disk;
 pub use self::nats::Options as Nats;
+use crate::bus::Bus;
 use crate::health::Health;
 
 /// Events that a slow listener may be behind before it misses some; it looks for itself now and then.
@@ -264,6 +265,13 @@ impl Jobs {
             // it comes back to this process as well
             Store::Nats(nats) => nats.tell(subject, text),
             Store::Disk(_) => relay(&self.events, subject, text),
+        }
+    }
+
+    /// Passes the events of a bus on to NATS, as JSON under `<prefix>.events.<subject>`.
+    pub fn announce(&self, bus: &Bus) {
+        if let Store::Nats(nats) = &*self.store {
+            nats.announce(bus.subscribe());
         }
     }
 

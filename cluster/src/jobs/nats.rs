@@ -24,10 +24,12 @@ use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use parking_lot::Mutex;
 use tokio::io::AsyncReadExt;
+use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, watch};
 use tokio::time::Instant;
 
 use super::{Dead, Delivery, Error, Message, Record, Result};
+use crate::bus::Event as Happened;
 use crate::health::Health;
 
 /// How long an answer of NATS may take.
@@ -168,6 +170,27 @@ impl Nats {
             if client.connection_state() == State::Connected {
                 // a hint that is lost is looked for
                 let _ = client.publish(subject, text).await;
+            }
+        });
+    }
+
+    /// Publishes events until their bus is gone.
+    pub(super) fn announce(&self, mut events: broadcast::Receiver<Happened>) {
+        let (client, prefix) = (self.client.clone(), self.options.prefix.clone());
+        tokio::spawn(async move {
+            loop {
+                let event = match events.recv().await {
+                    Ok(event) => event,
+                    Err(RecvError::Lagged(missed)) => {
+                        tracing::warn!(missed, "more events than NATS takes");
+                        continue;
+                    }
+                    Err(RecvError::Closed) => return,
+                };
+                let Ok(payload) = serde_json::to_vec(&event) else { continue };
+                if client.connection_state() == State::Connected {
+                    let _ = client.publish(format!("{prefix}.events.{}", event.subject), payload.into()).await;
+                }
             }
         });
     }

@@ -127,7 +127,7 @@ async fn added_latency(options: &Options, outside: &Outside, row: Row) -> Result
             outstanding: 4096,
             seed: 7,
         };
-        let report = open::run(target, work, load).await?;
+        let report = open::run_quietly(target, work, load).await?;
         if !report.errors.is_empty() {
             return Err(Error::Child(format!("{}: failed: {:?}", report.work, report.errors)));
         }

@@ -121,7 +121,8 @@ pub async fn door(
     let cache = cache(config)?;
     let (zone, subset) = (config.zone.clone(), config.plane.subset);
     let options = route::Options { name: name.to_owned(), zone, cache, subset };
-    let router = Router::start(options, membership, connect, admission, Bus::embedded(), tree.clone()).await?;
+    let bus = Bus::new(name);
+    let router = Router::start(options, membership, connect, admission, bus.clone(), tree.clone()).await?;
     let labels = {
         let fleet = fleet.clone();
         Arc::new(move |model: String| {
@@ -134,7 +135,7 @@ pub async fn door(
     let node = name.to_owned();
     let auth = Auth::start(&config.auth)?;
     let tls = tls::door(config)?;
-    let jobs = jobs(config, membership.is_embedded()).await?;
+    let jobs = jobs(config, membership.is_embedded(), bus).await?;
     let intake = match &jobs {
         Some(jobs) => {
             let trace = Arc::new(|span: &tracing::Span, text: &str| sensorium_plane::resume_trace(span, text));
@@ -201,7 +202,7 @@ fn cache(config: &Config) -> anyhow::Result<Option<Cache>> {
 }
 
 /// Where jobs are kept: in NATS, or in a file if this is the only process.
-async fn jobs(config: &Config, alone: bool) -> anyhow::Result<Option<Jobs>> {
+async fn jobs(config: &Config, alone: bool, bus: Bus) -> anyhow::Result<Option<Jobs>> {
     let set = &config.jobs;
     let retention = Duration::from_secs(set.retention_seconds);
     let store = if !config.nats.is_empty() {
@@ -222,7 +223,8 @@ async fn jobs(config: &Config, alone: bool) -> anyhow::Result<Option<Jobs>> {
     } else {
         return Ok(None);
     };
-    Ok(Some(Jobs::new(store, set.tasks.clone())))
+    store.announce(&bus);
+    Ok(Some(Jobs::new(store, set.tasks.clone(), bus)))
 }
 
 /// The servers of a process, and what stops them.

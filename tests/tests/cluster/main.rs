@@ -6,6 +6,7 @@ mod balanced;
 mod cache;
 mod chaos;
 mod drains;
+mod events;
 mod forms;
 mod jobs;
 mod local;
