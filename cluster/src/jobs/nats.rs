@@ -4,9 +4,11 @@
 //! settings of every gateway that starts. The client connects again by itself; while it has not, everything is refused at
 //! once rather than after a timeout.
 
+mod told;
+
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -22,14 +24,11 @@ use async_nats::{Client, ConnectOptions, Event};
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
-use parking_lot::Mutex;
 use tokio::io::AsyncReadExt;
-use tokio::sync::broadcast::error::RecvError;
-use tokio::sync::{broadcast, watch};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::{Dead, Delivery, Error, Message, Record, Result};
-use crate::bus::Event as Happened;
 use crate::health::Health;
 
 /// How long an answer of NATS may take.
@@ -147,52 +146,6 @@ impl Nats {
         let mut context = jetstream::new(client.clone());
         context.set_timeout(ANSWER);
         Ok(Self { options, names, client, context, ready, making: tokio::sync::Mutex::default(), down_since })
-    }
-
-    /// Gives hints of other processes to those who listen in this one.
-    pub(super) fn relay(&self, events: Weak<Mutex<HashMap<String, broadcast::Sender<String>>>>) {
-        let (client, all) = (self.client.clone(), format!("{}.hints.", self.options.prefix));
-        tokio::spawn(async move {
-            let Ok(mut hints) = client.subscribe(format!("{all}>")).await else { return };
-            while let Some(hint) = hints.next().await {
-                let Some(events) = events.upgrade() else { return };
-                if let Some(subject) = hint.subject.strip_prefix(&all) {
-                    super::relay(&events, subject, &String::from_utf8_lossy(&hint.payload));
-                }
-            }
-        });
-    }
-
-    pub(super) fn tell(&self, subject: &str, text: &str) {
-        let (client, text) = (self.client.clone(), Bytes::copy_from_slice(text.as_bytes()));
-        let subject = format!("{}.hints.{subject}", self.options.prefix);
-        tokio::spawn(async move {
-            if client.connection_state() == State::Connected {
-                // a hint that is lost is looked for
-                let _ = client.publish(subject, text).await;
-            }
-        });
-    }
-
-    /// Publishes events until their bus is gone.
-    pub(super) fn announce(&self, mut events: broadcast::Receiver<Happened>) {
-        let (client, prefix) = (self.client.clone(), self.options.prefix.clone());
-        tokio::spawn(async move {
-            loop {
-                let event = match events.recv().await {
-                    Ok(event) => event,
-                    Err(RecvError::Lagged(missed)) => {
-                        tracing::warn!(missed, "more events than NATS takes");
-                        continue;
-                    }
-                    Err(RecvError::Closed) => return,
-                };
-                let Ok(payload) = serde_json::to_vec(&event) else { continue };
-                if client.connection_state() == State::Connected {
-                    let _ = client.publish(format!("{prefix}.events.{}", event.subject), payload.into()).await;
-                }
-            }
-        });
     }
 
     pub(super) fn health(&self) -> Health {
