@@ -6,7 +6,8 @@ SHELL := /bin/bash
 cache := $(or $(SENSORIUM_CACHE),$(HOME)/.cache/sensorium)
 target := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 binary := $(target)/release/sensorium
-bench_binary := $(target)/dist/sensorium
+# what images hold
+bench_profile := dist
 # what the set-up found, for cargo and for the tests
 with_env := set -a; . "$(cache)/env"; set +a;
 
@@ -68,9 +69,9 @@ lint: setup ## Checks formatting, clippy, rustdoc and the direction of dependenc
 
 .PHONY: bench
 bench: setup-tests ## Measures what images hold against baselines; BENCH='--rows WORDS' only some; see docs/PERFORMANCE.md.
-	@$(with_env) cargo build --profile dist --locked -p sensorium
+	@$(with_env) cargo build --profile $(bench_profile) --locked -p sensorium
 	@$(with_env) cargo build --release --locked --workspace --all-targets
-	@$(with_env) baselines=$$(loadtest/baselines/setup.sh); "$(target)/release/loadtest" bench --server "$(bench_binary)" \
+	@$(with_env) baselines=$$(loadtest/baselines/setup.sh); "$(target)/release/loadtest" bench --server "$(target)/$(bench_profile)/sensorium" \
 		--forward-loop "$(target)/release/examples/forward_loop" $$baselines $(BENCH)
 
 .PHONY: clean

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
-use serde_json::{Map, Value};
+use serde_json::Value;
 use tokio::sync::broadcast;
 
 /// Events that a slow subscriber may be behind before it misses some.
@@ -24,7 +24,7 @@ pub struct Event {
     pub at_ms: u64,
     /// What is to be said of it.
     #[serde(flatten)]
-    pub details: Map<String, Value>,
+    pub details: Value,
 }
 
 /// A cheap handle to the bus.
@@ -40,10 +40,9 @@ impl Bus {
         Self { node: node.into(), events: broadcast::Sender::new(CAPACITY) }
     }
 
-    /// Tells everybody who is subscribed; of `details` what is an object counts.
+    /// Tells everybody who is subscribed. `details` is an object.
     pub fn publish(&self, subject: &'static str, details: Value) {
         let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let details = if let Value::Object(details) = details { details } else { Map::new() };
         let at_ms = u64::try_from(at.as_millis()).unwrap_or(u64::MAX);
         // nobody being subscribed is the usual case, not an error
         let _ = self.events.send(Event { subject, node: self.node.to_string(), at_ms, details });

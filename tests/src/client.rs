@@ -12,13 +12,14 @@ use sensorium_proto::inference::grpc_inference_service_client::GrpcInferenceServ
 use sensorium_proto::inference::*;
 use sensorium_proto::v1::jobs_client::JobsClient;
 use sensorium_proto::v1::sensorium_client::SensoriumClient;
-use tonic::Status;
+use sensorium_proto::v1::{GenerateRequest, GenerateResponse, Sampling};
 use tonic::transport::{self, Certificate, Channel, ClientTlsConfig, Endpoint};
+use tonic::{Status, Streaming};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
-use crate::{Ask, Given, Identity, PATIENCE, get};
+use crate::{Ask, Given, Identity, PATIENCE, eventually, get};
 
 /// Waits, but not for ever: a hang is a failure with a name.
 pub async fn within<T>(future: impl Future<Output = T>) -> T {
@@ -145,6 +146,27 @@ impl Client {
         found.unwrap_or_else(|| panic!("no actor '{end}' among\n{}", paths())).clone()
     }
 
+    /// Waits until so many calls of a model are in work.
+    pub async fn in_work(&self, model: &str, count: u64) {
+        let route = format!("route/{model}");
+        eventually(&format!("{count} in work"), async || (self.actor(&route).await.queue_depth == count).then_some(()))
+            .await;
+    }
+
+    /// Starts a generation of so many tokens, and reads its first piece.
+    pub async fn generating(&self, max_tokens: u32) -> Streaming<GenerateResponse> {
+        let request = GenerateRequest {
+            prompt: "1, 2, 3, 4, 5,".to_owned(),
+            raw: true,
+            sampling: Some(Sampling { max_tokens, ..Sampling::default() }),
+            ..GenerateRequest::default()
+        };
+        let generated = within(self.sensorium.clone().generate(request)).await;
+        let mut pieces = generated.expect("a generation").into_inner();
+        within(pieces.next()).await.expect("a first piece").expect("a piece");
+        pieces
+    }
+
     /// The cluster, as a gateway sees it.
     pub async fn cluster(&self) -> Result<GetClusterResponse, Status> {
         Ok(self.admin.clone().get_cluster(GetClusterRequest {}).await?.into_inner())
@@ -169,10 +191,35 @@ impl crate::Server {
     pub async fn metric(&self, name: &str, labels: &[&str]) -> f64 {
         metric(self.http, name, labels).await
     }
+
+    /// Waits until that sum is this.
+    pub async fn metric_becomes(&self, name: &str, labels: &[&str], wanted: f64) {
+        becomes(self.http, name, labels, wanted).await;
+    }
+}
+
+impl crate::Node {
+    /// The sum of all series of a metric whose labels hold each of `labels`.
+    pub async fn metric(&self, name: &str, labels: &[&str]) -> f64 {
+        metric(self.http, name, labels).await
+    }
+
+    /// Waits until that sum is this.
+    pub async fn metric_becomes(&self, name: &str, labels: &[&str], wanted: f64) {
+        becomes(self.http, name, labels, wanted).await;
+    }
+}
+
+/// Waits until a metric at an HTTP side has this value.
+async fn becomes(http: SocketAddr, name: &str, labels: &[&str], wanted: f64) {
+    eventually(&format!("{name} {labels:?} is {wanted}"), async || {
+        ((metric(http, name, labels).await - wanted).abs() < 0.1).then_some(())
+    })
+    .await;
 }
 
 /// The sum of all series of a metric at an HTTP side whose labels hold each of `labels`.
-pub(crate) async fn metric(http: SocketAddr, name: &str, labels: &[&str]) -> f64 {
+async fn metric(http: SocketAddr, name: &str, labels: &[&str]) -> f64 {
     let (_, text) = within(get(http, "/metrics")).await.expect("/metrics");
     let values = text.lines().filter(|line| !line.starts_with('#')).filter_map(|line| {
         let (series, value) = line.rsplit_once(' ')?;

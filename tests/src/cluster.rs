@@ -79,6 +79,14 @@ impl Node {
         }
     }
 
+    /// Waits until its process answers, ready or not.
+    pub async fn lives(&self) {
+        crate::eventually("the node lives", async || {
+            get(self.http, "/livez").await.ok().filter(|(status, _)| *status == 200)
+        })
+        .await;
+    }
+
     /// Starts it again at the same place, whatever has become of it.
     pub fn resurrect(&mut self) {
         self.process.signal("KILL");
@@ -107,11 +115,6 @@ impl Node {
     /// Clients of all services, over a connection of their own.
     pub async fn client(&self) -> Client {
         Client::connect(self.grpc).await
-    }
-
-    /// The sum of all series of a metric whose labels hold each of `labels`.
-    pub async fn metric(&self, name: &str, labels: &[&str]) -> f64 {
-        crate::client::metric(self.http, name, labels).await
     }
 }
 

@@ -4,7 +4,7 @@ use futures::StreamExt;
 use sensorium_proto::v1::part::Content;
 use sensorium_proto::v1::submit_job_request::Message;
 use sensorium_proto::v1::*;
-use tonic::Status;
+use tonic::{Request, Status};
 
 use crate::{Client, within};
 
@@ -27,9 +27,23 @@ pub fn item(name: &str, contents: Vec<Content>) -> JobItem {
 impl Client {
     /// SubmitJob.
     pub async fn submit(&self, header: JobHeader, items: Vec<JobItem>) -> Result<Job, Status> {
+        self.submit_within(None, header, items).await
+    }
+
+    /// SubmitJob as a part of the trace that a `traceparent` names.
+    pub async fn submit_within(
+        &self,
+        traceparent: Option<&str>,
+        header: JobHeader,
+        items: Vec<JobItem>,
+    ) -> Result<Job, Status> {
         let messages = [Message::Header(header)].into_iter().chain(items.into_iter().map(Message::Item));
         let messages: Vec<_> = messages.map(|message| SubmitJobRequest { message: Some(message) }).collect();
-        Ok(within(self.jobs.clone().submit_job(tokio_stream::iter(messages))).await?.into_inner())
+        let mut request = Request::new(tokio_stream::iter(messages));
+        if let Some(parent) = traceparent {
+            request.metadata_mut().insert("traceparent", parent.parse().expect("ASCII"));
+        }
+        Ok(within(self.jobs.clone().submit_job(request)).await?.into_inner())
     }
 
     /// WatchJob: the last word of it.

@@ -133,8 +133,8 @@ impl State {
         candidate.seen.eject(period);
         metrics::counter!("sensorium_ejections_total", "model" => self.route.model.clone(), "worker" => worker.to_owned())
             .increment(1);
-        tracing::warn!(model = self.route.model, worker, seconds = period.as_secs(), "worker ejected");
         let seconds = period.as_secs();
+        tracing::warn!(model = self.route.model, worker, seconds, "worker ejected");
         self.bus.publish("worker.ejected", json!({ "worker": worker, "model": self.route.model, "seconds": seconds }));
         self.gauge(&table);
     }

@@ -14,10 +14,8 @@ async fn nodes_start_in_any_order() {
     cluster.etcd.stop().await;
     cluster.add_gateway();
     cluster.add_worker(&["--models", "identity"]);
-    let gateway = cluster.gateways[0].http;
-    eventually("the gateway lives", async || get(gateway, "/livez").await.ok().filter(|(status, _)| *status == 200))
-        .await;
-    assert_eq!(get(gateway, "/readyz").await.unwrap().0, 503, "nobody has offered it anything");
+    cluster.gateways[0].lives().await;
+    assert_eq!(get(cluster.gateways[0].http, "/readyz").await.unwrap().0, 503, "nobody has offered it anything");
     cluster.etcd.resume().await;
     cluster.ready().await;
     let client = cluster.gateways[0].client().await;

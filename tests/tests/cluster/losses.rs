@@ -62,9 +62,8 @@ async fn the_last_worker_of_a_model_leaves_it_unavailable_not_unknown() {
     .await;
     // a gateway that has never seen it says the same of it, and of others that there are none such
     cluster.gateways[0].resurrect();
-    let (http, gateway) = (cluster.gateways[0].http, &cluster.gateways[0]);
-    eventually("it lives", async || get(http, "/livez").await.ok().filter(|(status, _)| *status == 200)).await;
-    let client = gateway.client().await;
+    cluster.gateways[0].lives().await;
+    let client = cluster.gateways[0].client().await;
     eventually("it has read the register", async || {
         let status = client.infer(ask()).await.unwrap_err();
         (status.code() == Code::Unavailable && status.message().contains("no worker")).then_some(())
@@ -72,7 +71,7 @@ async fn the_last_worker_of_a_model_leaves_it_unavailable_not_unknown() {
     .await;
     let nobody = Ask::of("nobody").fp32("INPUT0", &[1, 16], &[0.0; 16]);
     assert_eq!(client.infer(nobody).await.unwrap_err().code(), Code::NotFound);
-    assert_eq!(get(http, "/readyz").await.unwrap().0, 503, "nobody is behind it");
+    assert_eq!(get(cluster.gateways[0].http, "/readyz").await.unwrap().0, 503, "nobody is behind it");
     cluster.workers[0].resurrect();
     cluster.ready().await;
     let client = cluster.gateways[0].client().await;

@@ -1,7 +1,7 @@
 //! More than the workers bear, from several gateways: what a gateway refuses by what it knows of them, and in what order
 //! they take what waits.
 
-use sensorium_tests::{Ask, Client, Cluster, Refusal, Repository, chaos, eventually};
+use sensorium_tests::{Ask, Cluster, Refusal, Repository, chaos, eventually};
 use tokio::task::JoinSet;
 use tonic::Code;
 
@@ -17,22 +17,12 @@ fn ask(milliseconds: u16) -> Ask {
     chaos("chaos", -f32::from(milliseconds), 0.0).deadline(60_000)
 }
 
-async fn at_work(client: &Client, count: u64) {
-    let what = format!("{count} at work");
-    eventually(&what, async || (client.actor("route/chaos").await.queue_depth == count).then_some(())).await;
-}
-
 #[tokio::test]
 async fn a_worker_takes_the_highest_priority_first_whichever_gateway_it_came_by() {
     let cluster = single(&[]).await;
     let clients = [cluster.gateways[0].client().await, cluster.gateways[1].client().await];
     let waiting = async |rows: f64| {
-        let what = format!("{rows} rows wait at the worker");
-        eventually(&what, async || {
-            let depth = cluster.workers[0].metric("sensorium_queue_depth", &["model=\"chaos\""]).await;
-            ((depth - rows).abs() < 0.1).then_some(())
-        })
-        .await;
+        cluster.workers[0].metric_becomes("sensorium_queue_depth", &["model=\"chaos\""], rows).await;
     };
     let mut all = JoinSet::new();
     let mut send = |gateway: usize, priority: i64, milliseconds: u16| {
@@ -41,7 +31,7 @@ async fn a_worker_takes_the_highest_priority_first_whichever_gateway_it_came_by(
     };
     // long enough for a busy machine to bring the others behind it
     send(0, 2, 5000);
-    at_work(&clients[0], 1).await;
+    clients[0].in_work("chaos", 1).await;
     waiting(0.0).await;
     let order = [3, 3, 2, 3, 2, 1];
     for (at, &priority) in order.iter().enumerate() {
@@ -70,10 +60,10 @@ async fn a_gateway_refuses_at_once_what_a_worker_cannot_answer_in_time() {
             let client = client.clone();
             async move { client.infer(ask(60_000)).await }
         });
-        at_work(&client, 1).await;
+        client.in_work("chaos", 1).await;
         let refusal = Refusal::of(client.infer(chaos("chaos", 0.0, 0.0).deadline(4000)).await);
         blocker.abort();
-        at_work(&client, 0).await;
+        client.in_work("chaos", 0).await;
         (refusal.code == Code::ResourceExhausted).then_some((refusal, executed))
     })
     .await;

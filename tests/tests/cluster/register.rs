@@ -77,11 +77,7 @@ async fn a_wrong_password_is_told_and_heals() {
     cluster.add_worker(&[]);
     cluster.add_gateway();
     let gateway = &cluster.gateways[0];
-    let http = gateway.http;
-    eventually("it lives", async || {
-        sensorium_tests::get(http, "/livez").await.ok().filter(|(status, _)| *status == 200)
-    })
-    .await;
+    gateway.lives().await;
     let client = gateway.client().await;
     eventually("the reason in the status", async || {
         let told = client.cluster().await.ok()?;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use sensorium_proto::v1::job;
 use sensorium_tests::jobs::header;
-use sensorium_tests::{Client, Cluster, Repository, eventually};
+use sensorium_tests::{Cluster, Repository, eventually};
 use tonic::Code;
 
 use super::jobs::{complete, texts};
@@ -17,11 +17,6 @@ async fn slow(microseconds: &str) -> Cluster {
     let mut cluster = cluster.set("understand.text", "slow").set("understand.text_guard", "");
     cluster.add_worker(&[]);
     cluster
-}
-
-/// Waits until a task is computed.
-async fn computed(client: &Client) {
-    eventually("a task is in work", async || (client.actor("route/slow").await.queue_depth == 1).then_some(())).await;
 }
 
 #[tokio::test]
@@ -51,7 +46,7 @@ async fn a_gateway_that_leaves_hands_its_tasks_to_the_next_at_once() {
     cluster.ready().await;
     let leaving = cluster.gateways[0].client().await;
     let job = leaving.submit(header("handed"), texts("handed", 1)).await.unwrap();
-    computed(&leaving).await;
+    leaving.in_work("slow", 1).await;
     cluster.add_gateway();
     cluster.ready().await;
     let client = cluster.gateways[1].client().await;

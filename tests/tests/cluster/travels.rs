@@ -1,10 +1,9 @@
 //! How a request travels between processes: to the nearest worker, with its deadline and its trace, and no further once
 //! nobody waits for it.
 
-use futures::StreamExt;
-use sensorium_proto::v1::{GenerateRequest, Sampling, SubmitJobRequest, submit_job_request::Message};
+use futures::future::join_all;
 use sensorium_tests::jobs::header;
-use sensorium_tests::{Ask, Client, Cluster, Collector, Node, Repository, Span, chaos, eventually, within};
+use sensorium_tests::{Ask, Cluster, Collector, Node, Repository, Span, chaos, eventually};
 use tonic::Code;
 
 use super::jobs::texts;
@@ -19,19 +18,6 @@ const FOR_EVER: f32 = 250_000.0;
 async fn single() -> Cluster {
     let repository = Repository::new().chaos("chaos", &[("batching.max_batch_size", "1")]);
     Cluster::start(repository, 1, 1).await
-}
-
-/// A figure of the one worker.
-async fn figure(cluster: &Cluster, name: &str, labels: &[&str], wanted: f64) {
-    eventually(&format!("{name} {labels:?} is {wanted}"), async || {
-        ((cluster.workers[0].metric(name, labels).await - wanted).abs() < 0.1).then_some(())
-    })
-    .await;
-}
-
-async fn in_work(client: &Client, count: u64) {
-    let what = format!("{count} in work");
-    eventually(&what, async || (client.actor("route/chaos").await.queue_depth == count).then_some(())).await;
 }
 
 #[tokio::test]
@@ -75,40 +61,29 @@ async fn what_nobody_waits_for_any_more_is_not_computed() {
             tokio::spawn(async move { client.infer(chaos("chaos", -FOR_EVER, 0.0)).await })
         })
         .collect();
-    in_work(&client, 4).await;
-    figure(&cluster, "sensorium_queue_depth", &["model=\"chaos\""], 3.0).await;
+    client.in_work("chaos", 4).await;
+    cluster.workers[0].metric_becomes("sensorium_queue_depth", &["model=\"chaos\""], 3.0).await;
     // three that wait, and then the one that is being computed
     for call in calls.drain(1..) {
         call.abort();
     }
-    in_work(&client, 1).await;
-    figure(&cluster, "sensorium_requests_total", &["code=\"cancelled\""], 3.0).await;
+    client.in_work("chaos", 1).await;
+    cluster.workers[0].metric_becomes("sensorium_requests_total", &["code=\"cancelled\""], 3.0).await;
     calls[0].abort();
     client.infer(chaos("chaos", 0.0, 0.0).deadline(60_000)).await.unwrap();
-    figure(&cluster, "sensorium_requests_total", &["code=\"cancelled\""], 4.0).await;
+    cluster.workers[0].metric_becomes("sensorium_requests_total", &["code=\"cancelled\""], 4.0).await;
     let executed = client.statistics("chaos").await.execution_count;
     assert!(executed <= 2, "{executed} batches: what waited was computed for nobody");
-    in_work(&client, 0).await;
+    client.in_work("chaos", 0).await;
 }
 
 #[tokio::test]
 async fn readers_who_leave_free_their_slots_at_the_worker() {
     let cluster = Cluster::start(Repository::new().with(&["smollm2-135m"]), 1, 1).await;
     let client = cluster.gateways[0].client().await;
-    let started = async || {
-        let request = GenerateRequest {
-            prompt: "1, 2, 3, 4, 5,".to_owned(),
-            raw: true,
-            sampling: Some(Sampling { max_tokens: LONG, ..Sampling::default() }),
-            ..GenerateRequest::default()
-        };
-        let mut pieces = within(client.sensorium.clone().generate(request)).await.unwrap().into_inner();
-        within(pieces.next()).await.unwrap().unwrap();
-        pieces
-    };
-    let streams = [started().await, started().await, started().await];
+    let streams = join_all((0..3).map(|_| client.generating(LONG))).await;
     drop(streams);
-    figure(&cluster, "sensorium_requests_total", &["code=\"cancelled\""], 3.0).await;
+    cluster.workers[0].metric_becomes("sensorium_requests_total", &["code=\"cancelled\""], 3.0).await;
     let tokens = async || cluster.workers[0].metric("sensorium_generated_tokens_total", &[]).await;
     let before = tokens().await;
     assert!(before < f64::from(LONG), "{before} tokens");
@@ -126,11 +101,11 @@ async fn a_deadline_holds_at_the_worker() {
         let client = client.clone();
         async move { client.infer(chaos("chaos", -FOR_EVER, 0.0).deadline(3000)).await }
     });
-    in_work(&client, 1).await;
-    figure(&cluster, "sensorium_inflight_requests", &[], 1.0).await;
+    client.in_work("chaos", 1).await;
+    cluster.workers[0].metric_becomes("sensorium_inflight_requests", &[], 1.0).await;
     cluster.gateways[0].process.signal("STOP");
-    figure(&cluster, "sensorium_requests_total", &["code=\"deadline_exceeded\""], 1.0).await;
-    figure(&cluster, "sensorium_inflight_requests", &[], 0.0).await;
+    cluster.workers[0].metric_becomes("sensorium_requests_total", &["code=\"deadline_exceeded\""], 1.0).await;
+    cluster.workers[0].metric_becomes("sensorium_inflight_requests", &[], 0.0).await;
     cluster.gateways[0].process.signal("CONT");
     let status = long.await.unwrap().unwrap_err();
     // tonic's client ends the call itself, and calls that cancelled
@@ -167,19 +142,14 @@ async fn one_trace_reaches_through_all_processes_and_nats() {
     cluster.add_gateway();
     cluster.ready().await;
     let client = cluster.gateways[0].client().await;
-    let parent = |trace: &str| format!("00-{trace}-00f067aa0ba902b7-01").parse().unwrap();
+    let parent = |trace: &str| format!("00-{trace}-00f067aa0ba902b7-01");
     let mut request = Ask::text("A cat sits on the sofa.").request();
-    request.metadata_mut().insert("traceparent", parent(REQUEST));
+    request.metadata_mut().insert("traceparent", parent(REQUEST).parse().unwrap());
     client.inference.clone().model_infer(request).await.unwrap();
     below(&collector, REQUEST, ("worker-0", "worker"), ("gateway-0", "request")).await;
     below(&collector, REQUEST, ("worker-0", "batch"), ("gateway-0", "request")).await;
 
-    let item = texts("traced", 1).remove(0);
-    let messages = [Message::Header(header("traced")), Message::Item(item)];
-    let messages = messages.map(|message| SubmitJobRequest { message: Some(message) });
-    let mut request = tonic::Request::new(tokio_stream::iter(messages));
-    request.metadata_mut().insert("traceparent", parent(JOB));
-    let job = client.jobs.clone().submit_job(request).await.unwrap().into_inner();
+    let job = client.submit_within(Some(&parent(JOB)), header("traced"), texts("traced", 1)).await.unwrap();
     client.finish(&job.id).await.unwrap();
     below(&collector, JOB, ("gateway-1", "task"), ("gateway-0", "request")).await;
     below(&collector, JOB, ("worker-0", "batch"), ("gateway-1", "task")).await;

@@ -57,8 +57,7 @@ async fn a_request_past_its_deadline_is_never_executed() {
         let client = client.clone();
         async move { client.infer(chaos("chaos", -3000.0, 0.0)).await }
     });
-    eventually("the blocker in work", async || (client.actor("route/chaos").await.queue_depth == 1).then_some(()))
-        .await;
+    client.in_work("chaos", 1).await;
     let started = std::time::Instant::now();
     let refusal = Refusal::of(within(patient.model_infer(chaos("chaos", 0.0, 0.0).deadline(1000).request())).await);
     assert_eq!(refusal.code, Code::DeadlineExceeded, "{refusal:?}");
@@ -89,8 +88,7 @@ async fn a_queue_timeout_is_kept() {
         let client = client.clone();
         async move { client.infer(chaos("chaos", -900.0, 0.0)).await }
     });
-    eventually("the blocker in work", async || (client.actor("route/chaos").await.queue_depth == 1).then_some(()))
-        .await;
+    client.in_work("chaos", 1).await;
     let refusal = Refusal::of(client.infer(chaos("chaos", 0.0, 0.0).set("timeout", 50_000)).await);
     assert_eq!(refusal.code, Code::DeadlineExceeded, "{refusal:?}");
     assert!(refusal.message.contains("queue"), "{refusal:?}");
@@ -109,8 +107,7 @@ async fn where_timeouts_delay_a_request_is_answered_late() {
         let client = client.clone();
         async move { client.infer(chaos("chaos", -600.0, 0.0)).await }
     });
-    eventually("the blocker in work", async || (client.actor("route/chaos").await.queue_depth == 1).then_some(()))
-        .await;
+    client.in_work("chaos", 1).await;
     client.infer(chaos("chaos", 0.0, 0.0).set("timeout", 50_000)).await.unwrap();
     blocker.await.unwrap().unwrap();
 }
@@ -132,8 +129,7 @@ async fn a_high_priority_goes_first() {
             .await;
     };
     send("blocker", -1500.0, 2);
-    eventually("the blocker in work", async || (client.actor("route/chaos").await.queue_depth == 1).then_some(()))
-        .await;
+    client.in_work("chaos", 1).await;
     for n in 1..=3 {
         send("low", -60.0, 3);
         depth(n).await;
@@ -157,8 +153,7 @@ async fn a_caller_that_leaves_the_queue_is_not_executed() {
         let client = client.clone();
         async move { client.infer(chaos("chaos", -900.0, 0.0)).await }
     });
-    eventually("the blocker in work", async || (client.actor("route/chaos").await.queue_depth == 1).then_some(()))
-        .await;
+    client.in_work("chaos", 1).await;
     // one hangs up, one loses its connection
     let other = server.client().await;
     let callers =

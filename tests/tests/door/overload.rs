@@ -100,11 +100,7 @@ async fn a_tenant_has_so_many_requests_in_work() {
 }
 
 async fn in_flight(server: &Server, count: f64) {
-    let what = format!("{count} requests inside");
-    eventually(&what, async || {
-        ((server.metric("sensorium_inflight_requests", &[]).await - count).abs() < 0.1).then_some(())
-    })
-    .await;
+    server.metric_becomes("sensorium_inflight_requests", &[], count).await;
 }
 
 /// The gateway is full of a tenant's requests, and another one notices nothing of it.
@@ -156,18 +152,15 @@ async fn what_cannot_be_in_time_is_refused_at_once() {
         let client = client.clone();
         tokio::spawn(async move { client.infer(ask(60_000)).await })
     };
-    let at_work = async || {
-        eventually("one at work", async || (client.actor("route/chaos").await.queue_depth == 1).then_some(())).await;
-    };
     // what is known is forgotten after ten seconds: a machine that stalls may need another try
     let (refusal, executed) = eventually("a refusal at once", async || {
         client.infer(ask(5000)).await.unwrap();
         let executed = client.statistics("chaos").await.execution_count;
         let blocker = blocked();
-        at_work().await;
+        client.in_work("chaos", 1).await;
         let refusal = Refusal::of(client.infer(chaos("chaos", 0.0, 0.0).deadline(4000)).await);
         blocker.abort();
-        eventually("nobody at work", async || (client.actor("route/chaos").await.queue_depth == 0).then_some(())).await;
+        client.in_work("chaos", 0).await;
         (refusal.code == Code::ResourceExhausted).then_some((refusal, executed))
     })
     .await;

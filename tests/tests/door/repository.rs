@@ -6,7 +6,7 @@ use sensorium_proto::admin::GetModelCardRequest;
 use sensorium_proto::inference::model_config::SchedulingChoice;
 use sensorium_proto::inference::model_repository_parameter::ParameterChoice;
 use sensorium_proto::inference::*;
-use sensorium_tests::{Client, Refusal, Repository, Server, ServerOptions, chaos, eventually};
+use sensorium_tests::{Client, Refusal, Repository, Server, ServerOptions, chaos};
 use tonic::Code;
 
 use super::client;
@@ -46,13 +46,12 @@ async fn unloading_waits_for_what_is_in_work_and_loading_again_changes_over() {
         let client = client.clone();
         tokio::spawn(async move { client.infer(chaos("chaos", -milliseconds, 0.0)).await })
     };
-    let busy = async || (client.actor("route/chaos").await.queue_depth == 1).then_some(());
     let in_work = work(700.0);
-    eventually("a request in work", busy).await;
+    client.in_work("chaos", 1).await;
     client.load("chaos").await.unwrap();
     in_work.await.unwrap().unwrap();
     let in_work = work(700.0);
-    eventually("a request in work", busy).await;
+    client.in_work("chaos", 1).await;
     client.unload("chaos").await.unwrap();
     in_work.await.unwrap().unwrap();
 }

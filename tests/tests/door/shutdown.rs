@@ -44,7 +44,7 @@ async fn a_drain_has_an_end() {
         let client = client.clone();
         async move { client.infer(chaos("chaos", -600_000.0, 0.0)).await }
     });
-    eventually("a request in work", async || (client.actor("route/chaos").await.queue_depth == 1).then_some(())).await;
+    client.in_work("chaos", 1).await;
     server.terminate();
     let exit = server.wait(Duration::from_secs(30)).await;
     assert_eq!(exit.code, Some(0), "{}", exit.log);

@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use sensorium_proto::v1::SubmitJobRequest;
-use sensorium_proto::v1::submit_job_request::Message;
 use sensorium_tests::jobs::{header, text};
 use sensorium_tests::{Repository, Server, ServerOptions, chaos};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -63,11 +61,8 @@ async fn one_trace_reaches_from_the_caller_to_the_batch() {
     request.metadata_mut().insert("traceparent", parent.parse().unwrap());
     client.inference.clone().model_infer(request).await.unwrap();
     // and of a job: its tasks are worked on long after the call has ended
-    let message = |message| SubmitJobRequest { message: Some(message) };
-    let messages = [message(Message::Header(header("traced"))), message(Message::Item(text("one", "a word")))];
-    let mut request = tonic::Request::new(tokio_stream::iter(messages));
-    request.metadata_mut().insert("traceparent", format!("00-{JOBS_TRACE}-00f067aa0ba902b7-01").parse().unwrap());
-    let job = client.jobs.clone().submit_job(request).await.unwrap().into_inner();
+    let parent = format!("00-{JOBS_TRACE}-00f067aa0ba902b7-01");
+    let job = client.submit_within(Some(&parent), header("traced"), vec![text("one", "a word")]).await.unwrap();
     client.finish(&job.id).await.unwrap();
     server.terminate();
     let exit = server.wait(Duration::from_secs(60)).await;

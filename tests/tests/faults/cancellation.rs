@@ -1,9 +1,7 @@
 //! A reader who leaves frees the slot of his generation at once.
 
-use futures::StreamExt;
 use futures::future::join_all;
-use sensorium_proto::v1::{GenerateRequest, Sampling};
-use sensorium_tests::{Ask, Client, Load, Refusal, Repository, Server, ServerOptions, eventually, within};
+use sensorium_tests::{Ask, Load, Refusal, Repository, Server, ServerOptions, eventually, within};
 use tonic::Code;
 
 /// Tokens that nobody would wait for.
@@ -13,24 +11,11 @@ async fn generator() -> Server {
     Server::start(ServerOptions::new(Repository::new().with(&["smollm2-135m"]))).await
 }
 
-/// Starts a long generation and reads its first piece.
-async fn started(client: &Client) -> tonic::Streaming<sensorium_proto::v1::GenerateResponse> {
-    let request = GenerateRequest {
-        prompt: "1, 2, 3, 4, 5,".to_owned(),
-        raw: true,
-        sampling: Some(Sampling { max_tokens: LONG, ..Sampling::default() }),
-        ..GenerateRequest::default()
-    };
-    let mut pieces = within(client.sensorium.clone().generate(request)).await.unwrap().into_inner();
-    within(pieces.next()).await.unwrap().unwrap();
-    pieces
-}
-
 #[tokio::test]
 async fn dropped_generations_free_their_slots() {
     let server = generator().await;
     let client = server.client().await;
-    let streams = join_all((0..8).map(|_| started(&client))).await;
+    let streams = join_all((0..8).map(|_| client.generating(LONG))).await;
     // a ninth finds no slot: it waits
     let ninth = tokio::spawn({
         let client = client.clone();
@@ -43,11 +28,7 @@ async fn dropped_generations_free_their_slots() {
     within(ninth).await.unwrap().unwrap();
     let tokens = server.metric("sensorium_generated_tokens_total", &[]).await;
     assert!(tokens < f64::from(4 * LONG), "{tokens} tokens: the ninth waited for somebody's end");
-    eventually("eight cancelled requests", async || {
-        let cancelled = server.metric("sensorium_requests_total", &["code=\"cancelled\""]).await;
-        ((cancelled - 8.0).abs() < 0.1).then_some(())
-    })
-    .await;
+    server.metric_becomes("sensorium_requests_total", &["code=\"cancelled\""], 8.0).await;
     eventually("nobody inside", async || (server.metric("sensorium_inflight_requests", &[]).await < 0.5).then_some(()))
         .await;
 }

@@ -16,11 +16,13 @@ const DEADLINE: Duration = Duration::from_secs(7);
 
 /// `whisper-base` is slow and `whisper-tiny-en` has these settings; there is no generator to wait for.
 async fn server(small: &[(&str, &str)]) -> Server {
-    let repository = Repository::new()
-        .with(&["minilm", "efficientnet-lite0", "silero-vad"])
-        .copy("whisper-base", "large", &[SLOW, ("routing.fallback", "\"small\"")])
-        .copy("whisper-tiny-en", "small", small);
-    let options = ServerOptions::new(repository)
+    let repository = Repository::new().copy("whisper-base", "large", &[SLOW, ("routing.fallback", "\"small\"")]);
+    hearing_with_large(repository.copy("whisper-tiny-en", "small", small)).await
+}
+
+/// A server whose ear is the model `large` of `repository`, and whose other senses are those of the pack.
+async fn hearing_with_large(repository: Repository) -> Server {
+    let options = ServerOptions::new(repository.with(&["minilm", "efficientnet-lite0", "silero-vad"]))
         .set("understand.audio", "large")
         .set("understand.image_guard", "")
         .set("understand.text_guard", "");
@@ -79,16 +81,8 @@ async fn a_smaller_model_answers_where_the_asked_one_cannot_in_time() {
 /// Nobody is in a hurry here: no deadline, but a budget of the model or of the request for its branch.
 #[tokio::test]
 async fn a_branch_has_the_budget_that_its_model_and_its_request_give_it() {
-    let repository = Repository::new().with(&["efficientnet-lite0", "minilm", "silero-vad"]).copy(
-        "whisper-tiny-en",
-        "large",
-        &[SLOW, ("routing.budget_ms", "3000")],
-    );
-    let options = ServerOptions::new(repository)
-        .set("understand.audio", "large")
-        .set("understand.image_guard", "")
-        .set("understand.text_guard", "");
-    let server = Server::start(options).await;
+    let large = [SLOW, ("routing.budget_ms", "3000")];
+    let server = hearing_with_large(Repository::new().copy("whisper-tiny-en", "large", &large)).await;
     let client = server.client().await;
     let heard = async |budget_ms: Option<u32>| {
         let emphasis = vec![Emphasis { modality: Modality::Audio.into(), budget_ms, ..Emphasis::default() }];

@@ -61,17 +61,18 @@ async fn a_job_answers_in_words_and_an_item_that_is_none_says_why() {
 }
 
 /// A server for texts, whose jobs lie in `state`.
-async fn keeping(state: &TempDir) -> Server {
+async fn keeping(state: &TempDir, settings: &[(&str, &str)]) -> Server {
     let path = state.path().join("jobs.redb").display().to_string();
     let options = ServerOptions::new(Repository::new().with(&["minilm"]));
-    Server::start(options.set("understand.text_guard", "").set("jobs.path", &path)).await
+    let options = options.set("understand.text_guard", "").set("jobs.path", &path);
+    Server::start(settings.iter().fold(options, |options, (key, value)| options.set(key, value))).await
 }
 
 #[tokio::test]
 async fn jobs_outlive_their_process() {
     const ITEMS: usize = 400;
     let state = TempDir::new().unwrap();
-    let mut server = keeping(&state).await;
+    let mut server = keeping(&state, &[]).await;
     let mut client = server.client().await;
     let items = || (0..ITEMS).map(|at| text(&format!("item-{at}"), &format!("sentence {at}"))).collect();
     let job = client.submit(header("once"), items()).await.unwrap();
@@ -83,7 +84,7 @@ async fn jobs_outlive_their_process() {
         .await;
         server.signal(signal);
         server.wait(Duration::from_secs(60)).await;
-        server = keeping(&state).await;
+        server = keeping(&state, &[]).await;
         client = server.client().await;
         let again = client.submit(header("once"), items()).await.unwrap();
         assert_eq!(again.id, job.id);
@@ -98,22 +99,16 @@ async fn jobs_outlive_their_process() {
 #[tokio::test]
 async fn a_queue_on_disk_is_bounded_and_what_it_keeps_expires() {
     let state = TempDir::new().unwrap();
-    let path = state.path().join("jobs.redb").display().to_string();
-    let start = async |settings: &[(&str, &str)]| {
-        let options = ServerOptions::new(Repository::new().with(&["minilm"]));
-        let options = options.set("understand.text_guard", "").set("jobs.path", &path);
-        Server::start(settings.iter().fold(options, |options, (key, value)| options.set(key, value))).await
-    };
     let items = |count: usize| (0..count).map(|at| text(&format!("item-{at}"), "a sentence")).collect::<Vec<_>>();
     // nobody takes anything from the queue
-    let server = start(&[("jobs.max_queued", "5"), ("jobs.tasks.concurrency", "0")]).await;
+    let server = keeping(&state, &[("jobs.max_queued", "5"), ("jobs.tasks.concurrency", "0")]).await;
     let client = server.client().await;
     let taken = client.submit(header("taken"), items(5)).await.unwrap();
     let refused = Refusal::of(client.submit(header("refused"), items(5)).await);
     refused.is_retriable(Code::ResourceExhausted, "JOBS_QUEUE_FULL");
     drop(server);
 
-    let server = start(&[]).await;
+    let server = keeping(&state, &[]).await;
     let client = server.client().await;
     let over = client.finish(&taken.id).await.unwrap();
     assert_eq!((over.state(), over.done, over.failed), (job::State::Succeeded, 5, 0), "{over:?}");
@@ -122,7 +117,7 @@ async fn a_queue_on_disk_is_bounded_and_what_it_keeps_expires() {
     assert_eq!(client.finish(&again.id).await.unwrap().state(), job::State::Succeeded);
     drop(server);
     // a process that starts sweeps out what is too old
-    let server = start(&[("jobs.retention_seconds", "1")]).await;
+    let server = keeping(&state, &[("jobs.retention_seconds", "1")]).await;
     let client = server.client().await;
     eventually("all is forgotten", async || client.all_jobs(10).await.unwrap().is_empty().then_some(())).await;
     assert_eq!(client.job(&taken.id, 10).await.unwrap_err().code(), Code::NotFound);

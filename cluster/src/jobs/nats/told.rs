@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Weak;
 
+use async_nats::Client;
 use async_nats::connection::State;
 use bytes::Bytes;
 use futures::StreamExt;
@@ -12,6 +13,13 @@ use tokio::sync::broadcast::error::RecvError;
 
 use super::Nats;
 use crate::bus::Event;
+
+/// Publishes if NATS is there: what is not heard at once is not kept for later.
+async fn say(client: &Client, subject: String, payload: Bytes) {
+    if client.connection_state() == State::Connected {
+        let _ = client.publish(subject, payload).await;
+    }
+}
 
 impl Nats {
     /// Gives hints of other processes to those who listen in this one.
@@ -32,10 +40,8 @@ impl Nats {
         let (client, text) = (self.client.clone(), Bytes::copy_from_slice(text.as_bytes()));
         let subject = format!("{}.hints.{subject}", self.options.prefix);
         tokio::spawn(async move {
-            if client.connection_state() == State::Connected {
-                // a hint that is lost is looked for
-                let _ = client.publish(subject, text).await;
-            }
+            // a hint that is lost is looked for
+            say(&client, subject, text).await;
         });
     }
 
@@ -53,9 +59,7 @@ impl Nats {
                     Err(RecvError::Closed) => return,
                 };
                 let Ok(payload) = serde_json::to_vec(&event) else { continue };
-                if client.connection_state() == State::Connected {
-                    let _ = client.publish(format!("{prefix}.events.{}", event.subject), payload.into()).await;
-                }
+                say(&client, format!("{prefix}.events.{}", event.subject), payload.into()).await;
             }
         });
     }
