@@ -8,7 +8,7 @@
 
 mod connect;
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -19,7 +19,8 @@ use recloser::{AsyncRecloser, Recloser};
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::cluster_async::ClusterConnection;
 use redis::{Cmd, Pipeline, RedisFuture, Value};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use self::connect::Server;
@@ -34,8 +35,14 @@ const FAILING: f32 = 0.5;
 const PROBES: usize = 2;
 /// How long it stays open.
 const OPEN: Duration = Duration::from_secs(1);
-/// Writes under way at most; more are left out, as each can be computed again.
-const MAX_WRITES: usize = 256;
+/// Bytes that wait to be written at most; more are left out, as each value can be computed again.
+const MAX_WAITING: usize = 32 << 20;
+/// For so long values are gathered for one trip: each trip wakes Redis, and nobody waits for it…
+const GATHERED: Duration = Duration::from_millis(10);
+/// …up to so many values…
+const TOGETHER: usize = 256;
+/// …or so many bytes.
+const TOGETHER_BYTES: usize = 1 << 20;
 /// A write, and a ping, may take so many deadlines: nobody waits for them.
 const PATIENCE: u32 = 20;
 /// Failures in a row after which Redis is said to be down: one look-up that comes too late is no news.
@@ -110,13 +117,38 @@ enum Failure {
     Redis(redis::RedisError),
 }
 
+/// A value on its way to Redis.
+struct Write {
+    key: Key,
+    value: Bytes,
+    _room: OwnedSemaphorePermit,
+}
+
+/// Writes what comes, for as long as the cache lives.
+async fn write(mut coming: UnboundedReceiver<Write>, far: Weak<Far>) {
+    while let Some(first) = coming.recv().await {
+        tokio::time::sleep(GATHERED).await;
+        let mut bytes = first.value.len();
+        let mut together = vec![first];
+        while together.len() < TOGETHER && bytes < TOGETHER_BYTES {
+            let Ok(next) = coming.try_recv() else { break };
+            bytes += next.value.len();
+            together.push(next);
+        }
+        let Some(far) = far.upgrade() else { return };
+        far.write(&together).await;
+    }
+}
+
 /// Redis as the cache sees it.
 pub(super) struct Far {
     connection: Arc<ArcSwapOption<Connection>>,
     /// The connection is to be made anew.
     broken: Arc<Notify>,
     breaker: AsyncRecloser,
-    writes: Arc<Semaphore>,
+    writes: UnboundedSender<Write>,
+    /// Bytes that may wait to be written.
+    room: Arc<Semaphore>,
     /// Since when, and how often in a row.
     failing: Mutex<Option<(Instant, u32)>>,
     timeout: Duration,
@@ -135,11 +167,13 @@ impl Far {
         let breaker =
             Recloser::custom().error_rate(FAILING).closed_len(MEASURED).half_open_len(PROBES).open_wait(OPEN).build();
         let count = |reason| metrics::counter!("sensorium_cache_errors_total", "reason" => reason);
+        let (writes, written) = mpsc::unbounded_channel();
         let far = Arc::new(Self {
             connection: Arc::default(),
             broken: Arc::default(),
             breaker: breaker.into(),
-            writes: Arc::new(Semaphore::new(MAX_WRITES)),
+            writes,
+            room: Arc::new(Semaphore::new(MAX_WAITING)),
             failing: Mutex::new(Some((Instant::now(), DOWN))),
             timeout: options.timeout,
             time_to_live,
@@ -151,6 +185,7 @@ impl Far {
             trips: metrics::histogram!("sensorium_redis_duration_seconds"),
         });
         tokio::spawn(connect::keep(server, Arc::downgrade(&far)));
+        tokio::spawn(write(written, Arc::downgrade(&far)));
         Ok(far)
     }
 
@@ -170,41 +205,45 @@ impl Far {
         if values.len() == keys.len() { values } else { vec![None; keys.len()] }
     }
 
-    /// Writes in the background.
-    pub(super) fn put(self: &Arc<Self>, values: Vec<(Key, Bytes)>) {
-        let Ok(permit) = self.writes.clone().try_acquire_owned() else {
-            self.dropped.increment(1);
-            return;
-        };
-        let this = self.clone();
-        tokio::spawn(async move {
-            let _until_written = permit;
-            let seconds = this.time_to_live.as_secs().max(1);
-            let commands = values.iter().map(|(key, value)| {
-                let mut command = redis::cmd("SET");
-                command.arg(this.key(*key)).arg(&value[..]).arg("EX").arg(seconds);
-                command
-            });
-            let commands: Vec<Cmd> = commands.collect();
-            this.ask(this.timeout * PATIENCE, async |connection| match connection {
-                // keys of a cluster lie in different slots
-                Connection::Cluster(cluster) => {
-                    let each = commands.iter().map(|command| {
-                        let mut cluster = cluster.clone();
-                        async move { command.exec_async(&mut cluster).await }
-                    });
-                    futures::future::try_join_all(each).await.map(drop)
-                }
-                Connection::One(mut one) => {
-                    let mut pipeline = Pipeline::with_capacity(commands.len());
-                    for command in &commands {
-                        pipeline.add_command(command.clone()).ignore();
-                    }
-                    pipeline.exec_async(&mut one).await
-                }
-            })
-            .await;
+    /// Writes in the background, together with what others write.
+    pub(super) fn put(&self, values: Vec<(Key, Bytes)>) {
+        for (key, value) in values {
+            let bytes = u32::try_from(value.len()).unwrap_or(u32::MAX);
+            let Ok(room) = self.room.clone().try_acquire_many_owned(bytes) else {
+                self.dropped.increment(1);
+                continue;
+            };
+            // the writer lives as long as this
+            let _ = self.writes.send(Write { key, value, _room: room });
+        }
+    }
+
+    async fn write(&self, values: &[Write]) {
+        let seconds = self.time_to_live.as_secs().max(1);
+        let commands = values.iter().map(|write| {
+            let mut command = redis::cmd("SET");
+            command.arg(self.key(write.key)).arg(&write.value[..]).arg("EX").arg(seconds);
+            command
         });
+        let commands: Vec<Cmd> = commands.collect();
+        self.ask(self.timeout * PATIENCE, async |connection| match connection {
+            // keys of a cluster lie in different slots
+            Connection::Cluster(cluster) => {
+                let each = commands.iter().map(|command| {
+                    let mut cluster = cluster.clone();
+                    async move { command.exec_async(&mut cluster).await }
+                });
+                futures::future::try_join_all(each).await.map(drop)
+            }
+            Connection::One(mut one) => {
+                let mut pipeline = Pipeline::with_capacity(commands.len());
+                for command in &commands {
+                    pipeline.add_command(command.clone()).ignore();
+                }
+                pipeline.exec_async(&mut one).await
+            }
+        })
+        .await;
     }
 
     /// One question, within a deadline and the breaker.
