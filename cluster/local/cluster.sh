@@ -102,7 +102,7 @@ launch() { # NAME
             ;;
         worker-01) worker 01 a "$seeing_and_reading" ;;
         worker-02) worker 02 a "$hearing" ;;
-        worker-03) worker 03 b "$seeing_and_reading,silero-vad,whisper-tiny-en" ;;
+        worker-03) worker 03 b "$seeing_and_reading,silero-vad,whisper-base,whisper-tiny-en" ;;
         gateway-1) gateway 1 a 8001 ;;
         gateway-2) gateway 2 b 8011 ;;
     esac

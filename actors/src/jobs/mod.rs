@@ -30,6 +30,8 @@ pub const QUEUES: [&str; 3] = ["text", "image", "audio"];
 
 /// Subject of hints that a job was cancelled.
 const CANCELLED: &str = "cancelled";
+/// Hexadecimal digits of a job's id.
+const ID: usize = 32;
 /// Records that are read at the same time.
 const READ_AHEAD: usize = 32;
 /// Whoever watches a job looks for itself this often, should a hint be lost…
@@ -48,8 +50,10 @@ pub struct Options {
     pub max_items: u64,
     /// Deliveries of a task before it is laid to the dead letters. Default: 5.
     pub max_deliveries: u64,
-    /// Seconds that one task may take. Default: 300.
+    /// Seconds that one attempt at a task may take. Default: 300.
     pub task_seconds: u64,
+    /// Seconds that a task waits, each time it is delivered, for a worker that holds its model. Default: 300.
+    pub wait_seconds: u64,
     /// Milliseconds before a failed task is tried again; doubled each time, up to a minute. Default: 500.
     pub backoff_ms: u64,
     /// Bytes of an item that travel within its message; larger ones lie in the object store. Default: 65536.
@@ -63,6 +67,7 @@ impl Default for Options {
             max_items: 100_000,
             max_deliveries: 5,
             task_seconds: 300,
+            wait_seconds: 300,
             backoff_ms: 500,
             inline_bytes: 64 << 10,
         }
@@ -109,7 +114,8 @@ impl Jobs {
     }
 
     async fn record(&self, tenant: &str, id: &str) -> Result<(Record, u64)> {
-        let known = if id.bytes().all(|byte| byte.is_ascii_hexdigit()) && !id.is_empty() {
+        // anything else is no part of a key
+        let known = if id.len() == ID && id.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             self.store.get(&record::key(tenant, id)).await?
         } else {
             None
@@ -122,8 +128,9 @@ impl Jobs {
     }
 
     async fn look(&self, (record, revision): (Record, u64)) -> Result<Snapshot> {
-        if record.total.is_none() {
-            return Ok(Snapshot { record, done: 0, failed: 0 });
+        if record.total.is_none() || record.finished.is_some() {
+            let Record { done, failed, .. } = record;
+            return Ok(Snapshot { record, done, failed });
         }
         let count =
             async |kind: &str| self.store.keys(&format!("{kind}.{}", record.run)).await.map(|keys| keys.len() as u64);
@@ -131,9 +138,9 @@ impl Jobs {
         let done = count("item").await?;
         let failed = count("fail").await?.min(done);
         let mut snapshot = Snapshot { record, done, failed };
-        if snapshot.state().is_over() && snapshot.record.finished.is_none() {
+        if snapshot.state().is_over() {
             let now = record::now();
-            snapshot.record.finished = Some(now);
+            snapshot.record = Record { finished: Some(now), done, failed, ..snapshot.record };
             let value = record::to_json(&snapshot.record)?;
             if self.store.update(&record::key(&snapshot.record.tenant, &snapshot.record.id), value, revision).await? {
                 let took = Duration::from_millis(now.saturating_sub(snapshot.record.submitted));
@@ -142,6 +149,9 @@ impl Jobs {
                 // somebody else has seen it first
                 let (tenant, id) = (snapshot.record.tenant.clone(), snapshot.record.id.clone());
                 snapshot.record = self.record(&tenant, &id).await?.0;
+                if snapshot.record.finished.is_some() {
+                    Record { done: snapshot.done, failed: snapshot.failed, .. } = snapshot.record;
+                }
             }
         }
         Ok(snapshot)
@@ -260,40 +270,83 @@ impl Jobs {
     /// `Unavailable`.
     pub async fn dead(&self, from: u64, most: usize) -> Result<Vec<(u64, Letter)>> {
         let dead = self.store.dead(from, most).await?;
-        dead.into_iter().map(|dead| Ok((dead.sequence, record::decode(&dead.body)?))).collect()
+        let read = dead.into_iter().filter_map(|dead| match record::decode(&dead.body) {
+            Ok(letter) => Some((dead.sequence, letter)),
+            Err(error) => {
+                tracing::error!(sequence = dead.sequence, %error, "a dead letter of another build is left out");
+                None
+            }
+        });
+        Ok(read.collect())
     }
 
-    /// Tries a dead letter once more, from where its item failed.
+    /// Tries a dead letter once more, from where its item failed. The letter is taken away last: replayed by two at once,
+    /// or once more after it broke off, it is done twice and seen once.
     ///
     /// # Errors
-    /// `NotFound` if there is none at this place; or its job, or what it was given, has expired.
+    /// `NotFound` if there is none at this place; or its job, or what it was given, has expired. `FailedPrecondition` if
+    /// its job was cancelled.
     pub async fn replay(&self, sequence: u64) -> Result<Letter> {
         let found = self.dead(sequence, 1).await?.into_iter().find(|(place, _)| *place == sequence);
         let Some((_, letter)) = found else {
             let what = format!("dead letter {sequence}");
             return Err(Error::NotFound { what, known: "it was replayed, or has expired".to_owned() });
         };
-        let mut task = letter.task.clone();
-        task.attempt += 1;
+        let task = record::Task { attempt: rand::random_range(1..u32::MAX), ..letter.task.clone() };
+        self.given(&letter, &task).await?;
+        // an earlier replay has done it
+        let outcome = self.outcome(task.outcome()).await?;
+        if outcome.and_then(|outcome| outcome.report).is_some_and(|report| report.branches.iter().all(run::has_spoken))
+        {
+            self.store.unbury(sequence).await?;
+            return Ok(letter);
+        }
         let reopen = async || {
-            let (mut record, revision) = self.record(&letter.tenant, &task.id).await?;
-            record.finished = None;
+            let (record, revision) = self.record(&letter.tenant, &task.id).await?;
+            let record = Record { finished: None, done: 0, failed: 0, ..record };
             Ok::<_, Error>(
                 self.store
                     .update(&record::key(&record.tenant, &record.id), record::to_json(&record)?, revision)
                     .await?,
             )
         };
-        while !reopen().await? {}
         let mut forgotten = vec![task.outcome(), task.failure()];
         if let record::Step::Sense(modality, _) = task.step {
             forgotten.push(task.part(modality));
         }
         try_join_all(forgotten.iter().map(|key| self.store.remove(key))).await?;
+        // after them: whoever counted them before cannot write down what they were
+        while !reopen().await? {}
         self.push(&task, "").await?;
         self.store.unbury(sequence).await?;
         self.store.tell(&task.id, "");
         Ok(letter)
+    }
+
+    /// Whether all that a dead letter needs is still there.
+    async fn given(&self, letter: &Letter, task: &record::Task) -> Result<()> {
+        if self.record(&letter.tenant, &task.id).await?.0.cancelled {
+            let message = format!("job '{}' was cancelled, expected one that still wants its items", task.id);
+            return Err(Error::FailedPrecondition { reason: "JOB_CANCELLED", message });
+        }
+        let expired = |what: &str| Error::NotFound {
+            what: format!("{what} of item {} of job '{}'", task.item, task.id),
+            known: "it has expired".to_owned(),
+        };
+        self.store.get(&task.work()).await?.ok_or_else(|| expired("what was asked"))?;
+        match &task.step {
+            record::Step::Sense(_, Content::Blob(name)) => {
+                self.store.blob(name).await?.ok_or_else(|| expired("the content"))?;
+            }
+            record::Step::Sense(..) => {}
+            record::Step::Join => {
+                let parts = self.store.keys(&task.parts()).await?;
+                if parts.len() < task.modalities.len() {
+                    return Err(expired("a part"));
+                }
+            }
+        }
+        Ok(())
     }
 
     async fn push(&self, task: &record::Task, trace: &str) -> Result<()> {

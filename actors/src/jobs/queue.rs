@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
-use sensorium_cluster::jobs::Delivery;
+use sensorium_cluster::jobs::{Delivery, Message as Anew};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Instant;
 use tracing::Instrument;
 
+use super::Jobs;
 use super::record::Task;
 use super::run::Bench;
 use crate::error::Error;
@@ -89,6 +90,9 @@ impl State {
         let Arguments { name, bench, permits, work, trace, .. } = &self.args;
         // room for one is waited for, more is taken as it is
         let Ok(first) = permits.clone().acquire_owned().await else { return };
+        if *work.borrow() != Work::On {
+            return;
+        }
         let mut room = vec![first];
         while let Ok(more) = permits.clone().try_acquire_owned() {
             room.push(more);
@@ -191,7 +195,7 @@ async fn carry(
         () = wanted_no_more => Ok(()),
         () = handed_back => {
             count("handed_back");
-            let _ = delivery.back(Duration::ZERO).await;
+            hand_on(&bench.jobs, delivery, &task).await;
             return;
         }
         () = beat => Ok(()),
@@ -202,10 +206,11 @@ async fn carry(
             count("done");
             settle(delivery, true, options.backoff_ms).await;
         }
-        // it goes on elsewhere; that is no failure of the task
+        // it goes on elsewhere
         Err(Error::Unavailable { reason: "DRAINING", .. }) => {
             count("handed_back");
-            let _ = delivery.back(Duration::ZERO).await;
+            tokio::time::sleep(PAUSE).await;
+            hand_on(&bench.jobs, delivery, &task).await;
         }
         Err(error) if delivery.deliveries >= max => {
             count("dead");
@@ -217,6 +222,20 @@ async fn carry(
             tracing::warn!(job = task.id, item = task.item, queue = task.queue(), %error, "task failed, to be tried again");
             settle(delivery, false, options.backoff_ms).await;
         }
+    }
+}
+
+/// Puts a task back that has not failed: as a message of its own, since deliveries are counted against it.
+async fn hand_on(jobs: &Jobs, delivery: Delivery, task: &Task) {
+    let id = format!("{}.{:x}", task.message_id(), rand::random::<u64>());
+    let anew = Anew { id, ..delivery.message.clone() };
+    let handed = match jobs.store().push(task.queue(), anew).await {
+        // should this not be heard, the task is there twice, and its result once
+        Ok(()) => delivery.done().await,
+        Err(_) => delivery.back(Duration::ZERO).await,
+    };
+    if let Err(error) = handed {
+        tracing::debug!(%error, "a task could not be handed on");
     }
 }
 

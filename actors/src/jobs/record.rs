@@ -53,6 +53,12 @@ pub struct Record {
     pub cancelled: bool,
     /// Milliseconds since 1970; nothing until it was seen to be over.
     pub finished: Option<u64>,
+    /// Items that were done when it was: what came of them may expire before the job does.
+    #[serde(default)]
+    pub done: u64,
+    /// Items that had failed then.
+    #[serde(default)]
+    pub failed: u64,
 }
 
 /// Where a job stands.
@@ -164,7 +170,7 @@ pub struct Task {
     pub item: u64,
     /// The item's name.
     pub name: String,
-    /// How often the item was replayed from the dead letters.
+    /// 0, or a number of its own for each replay from the dead letters: messages of two replays are not the same message.
     pub attempt: u32,
     /// Modalities of the item that are computed.
     pub modalities: Vec<Modality>,
@@ -345,6 +351,8 @@ mod tests {
             fingerprint: String::new(),
             cancelled,
             finished: None,
+            done: 0,
+            failed: 0,
         }
     }
 

@@ -18,6 +18,10 @@ use crate::understand::{Event, Understanding};
 
 /// Behind all requests.
 const PRIORITY: u32 = u32::MAX;
+/// A task that finds no room is not tried again sooner…
+const SHORTEST_WAIT: Duration = Duration::from_millis(20);
+/// …and one that finds nobody to do it is tried this often.
+const WAIT: Duration = Duration::from_millis(500);
 
 /// What a task needs to be done.
 pub(super) struct Bench {
@@ -26,7 +30,7 @@ pub(super) struct Bench {
 }
 
 /// Whether it did what it could, though there may have been nothing to say.
-fn has_spoken(branch: &Branch) -> bool {
+pub(super) fn has_spoken(branch: &Branch) -> bool {
     !matches!(branch.state, State::Failed | State::Late)
 }
 
@@ -42,9 +46,18 @@ fn is_final(error: &Error) -> bool {
     )
 }
 
+/// Whether nobody holds the model at the moment, or nobody who can be reached: the task has not been tried.
+fn is_absent(error: &Error) -> bool {
+    match error {
+        Error::NotFound { .. } => true,
+        Error::Unavailable { reason, .. } => matches!(*reason, "NO_WORKER" | "LOADING" | "UNREACHABLE" | "RESTARTING"),
+        _ => false,
+    }
+}
+
 impl Bench {
-    /// Does a task: what it was for is kept when this returns, or wanted no more. Overload is waited out: a task has time.
-    /// What follows from it is a part of the same `trace`.
+    /// Does a task: what it was for is kept when this returns, or wanted no more. Overload is waited out, and so is, for a
+    /// while, that nobody holds its model: a task has time. What follows from it is a part of the same `trace`.
     ///
     /// # Errors
     /// It may succeed another time.
@@ -61,26 +74,27 @@ impl Bench {
             return Ok(());
         }
         let work: Work = record::from_json(&work.value)?;
-        let context = Context {
-            deadline: Some(Instant::now() + Duration::from_secs(self.jobs.options.task_seconds)),
-            priority: PRIORITY,
-            span: Some(span),
-            tenant: record.tenant.as_str().into(),
-            models: work.models.clone().map(Into::into),
-            ..Context::default()
-        };
+        let context = Self::context(&record, &work, span);
         match &task.step {
             Step::Sense(modality, content) => {
                 if self.jobs.store.get(&task.part(*modality)).await?.is_none() {
                     let branch = self.sense(&work, *modality, content, &context).await?;
                     self.jobs.store.create(&task.part(*modality), record::to_json(&branch)?).await?;
                 }
-                self.join_if_complete(task, trace).await
+                self.join_if_complete(&work, task, trace, &context).await
             }
-            Step::Join => {
-                let report = self.join(&work, task, &context).await?;
-                self.conclude(task, Some(report), String::new()).await
-            }
+            Step::Join => self.join(&work, task, &context).await,
+        }
+    }
+
+    /// On whose behalf a task is done; every attempt has its own deadline.
+    fn context(record: &Record, work: &Work, span: tracing::Span) -> Context {
+        Context {
+            priority: PRIORITY,
+            span: Some(span),
+            tenant: record.tenant.as_str().into(),
+            models: work.models.clone().map(Into::into),
+            ..Context::default()
         }
     }
 
@@ -95,7 +109,11 @@ impl Bench {
         };
         let started = Instant::now();
         let sensed = match work.input(modality, content) {
-            Ok(input) => self.patiently(context, || self.understanding.sense(modality, &model, &input, context)).await,
+            Ok(input) => {
+                let (model, input) = (&model, &input);
+                let attempt = |context| async move { self.understanding.sense(modality, model, input, &context).await };
+                self.patiently(context, attempt).await
+            }
             Err(error) => Err(error),
         };
         match sensed {
@@ -108,39 +126,53 @@ impl Bench {
         }
     }
 
-    /// Tries again for as long as there is no room.
-    async fn patiently<T, F>(&self, context: &Context, attempt: impl Fn() -> F) -> Result<T>
+    /// Tries again for as long as there is no room, and for some time if there is nobody to try it with.
+    async fn patiently<T, F>(&self, context: &Context, attempt: impl Fn(Context) -> F) -> Result<T>
     where
         F: Future<Output = Result<T>>,
     {
+        let until = Instant::now() + Duration::from_secs(self.jobs.options.wait_seconds);
         loop {
+            let deadline = Some(Instant::now() + Duration::from_secs(self.jobs.options.task_seconds));
+            let context = Context { deadline, ..context.clone() };
             let error = {
-                match self.understanding.enter(context) {
+                match self.understanding.enter(&context) {
                     Err(error) => error,
-                    Ok(_permit) => match attempt().await {
+                    Ok(_permit) => match attempt(context).await {
                         Err(error) => error,
                         done => return done,
                     },
                 }
             };
             match error {
-                Error::Exhausted { retry_after, .. } if !context.expired() => tokio::time::sleep(retry_after).await,
+                Error::Exhausted { retry_after, .. } => tokio::time::sleep(retry_after.max(SHORTEST_WAIT)).await,
+                error if is_absent(&error) && Instant::now() < until => tokio::time::sleep(WAIT).await,
                 error => return Err(error),
             }
         }
     }
 
-    /// Whoever has brought the last part sends for the join; two at once send the same message.
-    async fn join_if_complete(&self, task: &Task, trace: &str) -> Result<()> {
+    /// Whoever has brought the last part sends for the join; two at once send the same message. If its queue is full, it
+    /// is done at once: it would wait for the very place that this task holds.
+    async fn join_if_complete(&self, work: &Work, task: &Task, trace: &str, context: &Context) -> Result<()> {
         let parts = self.jobs.store.keys(&task.parts()).await?;
         if parts.len() < task.modalities.len() {
             return Ok(());
         }
         let join = Task { step: Step::Join, ..task.clone() };
-        self.jobs.push(&join, trace).await
+        match self.jobs.push(&join, trace).await {
+            Err(Error::Exhausted { .. }) => self.join(work, &join, context).await,
+            pushed => pushed,
+        }
     }
 
-    async fn join(&self, work: &Work, task: &Task, context: &Context) -> Result<Report> {
+    async fn join(&self, work: &Work, task: &Task, context: &Context) -> Result<()> {
+        let report = self.report(work, task, context).await?;
+        self.conclude(task, Some(report), String::new()).await
+    }
+
+    /// What the parts of an item say together.
+    async fn report(&self, work: &Work, task: &Task, context: &Context) -> Result<Report> {
         let parts = task.modalities.iter().map(|&modality| async move {
             let kept = self.jobs.store.get(&task.part(modality)).await?;
             let kept = kept.ok_or_else(|| Error::lost("a part of the item"))?;
@@ -153,9 +185,10 @@ impl Bench {
             seconds: branch.seconds,
         });
         let timings: Vec<_> = timings.collect();
-        self.patiently(context, || async {
+        let (input, branches, timings) = (&input, &branches, &timings);
+        self.patiently(context, |context| async move {
             let before = (Instant::now(), timings.clone());
-            let mut events = std::pin::pin!(self.understanding.conclude(&input, branches.clone(), context, before));
+            let mut events = std::pin::pin!(self.understanding.conclude(input, branches.clone(), &context, before));
             let mut told = Err(Error::Internal("understanding ended without a report".to_owned()));
             while let Some(event) = events.next().await {
                 if let Event::Done(report) = event {
@@ -220,10 +253,23 @@ impl Bench {
         }
     }
 
-    /// Lays a task to the dead letters; its item has failed, and the job goes on without it.
+    /// Lays a task to the dead letters; its item has failed, and the job goes on without it. Done twice it is one letter,
+    /// and a task of which the result is there, or wanted no more, needs none.
     pub(super) async fn bury(&self, task: Task, trace: &str, deliveries: u64, error: &str) -> Result<()> {
-        let Some(kept) = self.jobs.store.get(&task.job).await? else { return Ok(()) };
-        let record: Record = record::from_json(&kept.value)?;
+        let store = &self.jobs.store;
+        let (job, work, outcome) = (&task.job, task.work(), task.outcome());
+        let (job, work, outcome) = tokio::try_join!(store.get(job), store.get(&work), store.get(&outcome))?;
+        let (Some(job), Some(work), None) = (job, work, outcome) else { return Ok(()) };
+        let (record, work): (Record, Work) = (record::from_json(&job.value)?, record::from_json(&work.value)?);
+        if record.cancelled {
+            return Ok(());
+        }
+        let context = Self::context(&record, &work, tracing::Span::current());
+        if let Step::Sense(modality, _) = task.step
+            && store.get(&task.part(modality)).await?.is_some()
+        {
+            return self.join_if_complete(&work, &task, trace, &context).await;
+        }
         tracing::error!(job = task.id, item = task.item, queue = task.queue(), deliveries, error, "task given up");
         metrics::counter!("sensorium_jobs_dead_total", "modality" => task.queue()).increment(1);
         let reason = format!("given up after {deliveries} deliveries: {error}");
@@ -234,7 +280,7 @@ impl Bench {
             deliveries,
             buried: record::now(),
         };
-        self.jobs.store.bury(record::encode(&letter)?).await?;
+        store.bury(&format!("dead.{}", task.message_id()), record::encode(&letter)?).await?;
         let Task { id, item, .. } = &task;
         let queue = task.queue();
         let details = json!({ "job": id, "item": item, "modality": queue, "deliveries": deliveries, "error": error });
@@ -242,8 +288,8 @@ impl Bench {
         match task.step {
             Step::Sense(modality, _) => {
                 let branch = Branch::silent(modality, self.understanding.model(modality), State::Failed, reason);
-                self.jobs.store.create(&task.part(modality), record::to_json(&branch)?).await?;
-                self.join_if_complete(&task, trace).await
+                store.create(&task.part(modality), record::to_json(&branch)?).await?;
+                self.join_if_complete(&work, &task, trace, &context).await
             }
             Step::Join => self.conclude(&task, None, reason).await,
         }
@@ -262,5 +308,15 @@ mod tests {
         assert!(!is_final(&Error::DeadlineExceeded { stage: String::new() }));
         // a model that nobody holds at the moment
         assert!(!is_final(&Error::NotFound { what: String::new(), known: String::new() }));
+    }
+
+    #[test]
+    fn only_what_was_not_tried_is_waited_for() {
+        let unavailable = |reason| Error::Unavailable { reason, message: String::new(), retry_after: Duration::ZERO };
+        assert!(is_absent(&unavailable("NO_WORKER")));
+        assert!(is_absent(&Error::NotFound { what: String::new(), known: String::new() }));
+        // it may have been the task that brought the worker down
+        assert!(!is_absent(&unavailable("WORKER_LOST")));
+        assert!(!is_absent(&Error::lost("a replica")));
     }
 }

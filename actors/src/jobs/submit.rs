@@ -84,6 +84,8 @@ impl Jobs {
             fingerprint: String::new(),
             cancelled: false,
             finished: None,
+            done: 0,
+            failed: 0,
         };
         let run = format!("{}-{:016x}", record.id, rand::random::<u64>());
         let key = record::key(&record.tenant, &record.id);

@@ -8,6 +8,7 @@
 
 mod connect;
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -20,7 +21,7 @@ use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::cluster_async::ClusterConnection;
 use redis::{Cmd, Pipeline, RedisFuture, Value};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::Instant;
 
 use self::connect::Server;
@@ -39,10 +40,12 @@ const OPEN: Duration = Duration::from_secs(1);
 const MAX_WAITING: usize = 32 << 20;
 /// For so long values are gathered for one trip: each trip wakes Redis, and nobody waits for it…
 const GATHERED: Duration = Duration::from_millis(10);
-/// …up to so many values…
+/// …up to so many values, as many as are looked up together…
 const TOGETHER: usize = 256;
 /// …or so many bytes.
 const TOGETHER_BYTES: usize = 1 << 20;
+/// Trips with look-ups that are under way at once: what comes meanwhile goes together on the next.
+const TRIPS: usize = 2;
 /// A write, and a ping, may take so many deadlines: nobody waits for them.
 const PATIENCE: u32 = 20;
 /// Failures in a row after which Redis is said to be down: one look-up that comes too late is no news.
@@ -124,6 +127,40 @@ struct Write {
     _room: OwnedSemaphorePermit,
 }
 
+/// A look-up that waits for its trip.
+struct Lookup {
+    keys: Vec<Key>,
+    answer: oneshot::Sender<Vec<Option<Bytes>>>,
+}
+
+/// Look-ups that come while others are under way go together.
+#[derive(Default)]
+struct Lookups {
+    waiting: VecDeque<Lookup>,
+    trips: usize,
+}
+
+impl Lookups {
+    /// Who goes on the next trip; nobody: it ends, and the next look-up sets out anew.
+    fn next(&mut self) -> Option<Vec<Lookup>> {
+        let mut keys = 0;
+        let mut together = Vec::new();
+        while keys < TOGETHER
+            && let Some(lookup) = self.waiting.pop_front()
+        {
+            if !lookup.answer.is_closed() {
+                keys += lookup.keys.len();
+                together.push(lookup);
+            }
+        }
+        if together.is_empty() {
+            self.trips -= 1;
+            return None;
+        }
+        Some(together)
+    }
+}
+
 /// Writes what comes, for as long as the cache lives.
 async fn write(mut coming: UnboundedReceiver<Write>, far: Weak<Far>) {
     while let Some(first) = coming.recv().await {
@@ -147,6 +184,7 @@ pub(super) struct Far {
     broken: Arc<Notify>,
     breaker: AsyncRecloser,
     writes: UnboundedSender<Write>,
+    lookups: Mutex<Lookups>,
     /// Bytes that may wait to be written.
     room: Arc<Semaphore>,
     /// Since when, and how often in a row.
@@ -173,6 +211,7 @@ impl Far {
             broken: Arc::default(),
             breaker: breaker.into(),
             writes,
+            lookups: Mutex::default(),
             room: Arc::new(Semaphore::new(MAX_WAITING)),
             failing: Mutex::new(Some((Instant::now(), DOWN))),
             timeout: options.timeout,
@@ -194,15 +233,43 @@ impl Far {
     }
 
     /// What Redis has of these keys, in their order; nothing at all if it does not say so in time.
-    pub(super) async fn get(&self, keys: &[Key]) -> Vec<Option<Bytes>> {
-        let mut command = redis::cmd("MGET");
-        for &key in keys {
-            command.arg(self.key(key));
+    pub(super) async fn get(self: &Arc<Self>, keys: &[Key]) -> Vec<Option<Bytes>> {
+        let (answer, told) = oneshot::channel();
+        let sets_out = {
+            let mut lookups = self.lookups.lock();
+            lookups.waiting.push_back(Lookup { keys: keys.to_vec(), answer });
+            let has_room = lookups.trips < TRIPS;
+            lookups.trips += usize::from(has_room);
+            has_room
+        };
+        if sets_out {
+            tokio::spawn(self.clone().look_up());
         }
-        let asked = self.ask(self.timeout, async |mut connection| command.query_async(&mut connection).await);
-        let values: Vec<Option<Bytes>> = asked.await.unwrap_or_default();
-        // an answer of another length is none
-        if values.len() == keys.len() { values } else { vec![None; keys.len()] }
+        match tokio::time::timeout(self.timeout, told).await {
+            Ok(Ok(values)) => values,
+            _ => vec![None; keys.len()],
+        }
+    }
+
+    /// Trips for all look-ups that wait, until there are none.
+    async fn look_up(self: Arc<Self>) {
+        loop {
+            let next = self.lookups.lock().next();
+            let Some(together) = next else { return };
+            let mut command = redis::cmd("MGET");
+            for &key in together.iter().flat_map(|lookup| &lookup.keys) {
+                command.arg(self.key(key));
+            }
+            let asked = self.ask(self.timeout, async |mut connection| command.query_async(&mut connection).await);
+            let values: Vec<Option<Bytes>> = asked.await.unwrap_or_default();
+            // an answer of another length is none
+            let is_whole = values.len() == together.iter().map(|lookup| lookup.keys.len()).sum::<usize>();
+            let mut values = values.into_iter().filter(|_| is_whole);
+            for Lookup { keys, answer } in together {
+                // whoever waits no more does without
+                let _ = answer.send(keys.iter().map(|_| values.next().flatten()).collect());
+            }
+        }
     }
 
     /// Writes in the background, together with what others write.

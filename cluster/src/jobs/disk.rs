@@ -27,6 +27,8 @@ type Kept<'a> = (u64, u64, &'a str, &'a str, &'a [u8]);
 const IDS: TableDefinition<'_, &str, u64> = TableDefinition::new("ids");
 /// Place to seconds since 1970, body.
 const DEAD: TableDefinition<'_, u64, (u64, &[u8])> = TableDefinition::new("dead");
+/// Queue to the place of its last message: a place is never another message's.
+const PLACES: TableDefinition<'_, &str, u64> = TableDefinition::new("places");
 
 /// For so long equal ids are one message.
 const SAME: u64 = 120;
@@ -196,8 +198,15 @@ impl Disk {
         .await
     }
 
-    pub(super) async fn bury(&self, body: Bytes) -> Result<()> {
+    pub(super) async fn bury(&self, id: &str, body: Bytes) -> Result<()> {
+        let id = id.to_owned();
         self.change(move |change| {
+            let mut ids = change.open_table(IDS)?;
+            let since = ids.get(id.as_str())?.map(|since| since.value());
+            if since.is_some_and(|since| since + SAME > now()) {
+                return Ok(());
+            }
+            ids.insert(id.as_str(), now())?;
             let mut dead = change.open_table(DEAD)?;
             let place = dead.last()?.map_or(1, |(place, _)| place.value() + 1);
             dead.insert(place, (now(), &body[..]))?;
@@ -323,7 +332,9 @@ mod tests {
         let disk = Disk::open(&folder.path().join("jobs"), DAY, MANY).unwrap();
         disk.create("a.b", Bytes::new()).await.unwrap();
         disk.put_blob("blob", Bytes::from_static(b"x")).await.unwrap();
-        disk.bury(Bytes::from_static(b"dead")).await.unwrap();
+        for _ in 0..2 {
+            disk.bury("1", Bytes::from_static(b"dead")).await.unwrap();
+        }
         disk.push("q", message("1")).await.unwrap();
         sweep(&disk.file, now()).unwrap();
         assert_eq!(disk.blob("blob").await.unwrap().unwrap(), "x");

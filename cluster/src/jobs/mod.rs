@@ -244,9 +244,9 @@ impl Jobs {
         either!(self, store => store.waiting(queue).await)
     }
 
-    /// Lays a message to the dead letters.
-    pub async fn bury(&self, body: Bytes) -> Result<()> {
-        either!(self, store => store.bury(body).await)
+    /// Lays a message to the dead letters; equal ids within the last minutes are one.
+    pub async fn bury(&self, id: &str, body: Bytes) -> Result<()> {
+        either!(self, store => store.bury(id, body).await)
     }
 
     /// The dead letters from a place on, `most` at most.

@@ -33,6 +33,8 @@ use crate::health::Health;
 
 /// How long an answer of NATS may take.
 const ANSWER: Duration = Duration::from_secs(5);
+/// How long a blob may take.
+const BLOB: Duration = Duration::from_secs(60);
 /// How long a process that starts waits for NATS before it goes on without.
 const FIRST: Duration = Duration::from_secs(2);
 /// How long a pull waits for a message.
@@ -319,7 +321,8 @@ impl Nats {
             Err(error) => return Err(self.lost(error)),
         };
         let mut value = Vec::with_capacity(object.info().size);
-        object.read_to_end(&mut value).await.map_err(unavailable)?;
+        // one whose pieces are gone would be read for ever
+        tokio::time::timeout(BLOB, object.read_to_end(&mut value)).await.map_err(unavailable)?.map_err(unavailable)?;
         Ok(Some(value.into()))
     }
 
@@ -377,10 +380,11 @@ impl Nats {
         Ok(info.num_pending + info.num_ack_pending as u64)
     }
 
-    pub(super) async fn bury(&self, body: Bytes) -> Result<()> {
+    pub(super) async fn bury(&self, id: &str, body: Bytes) -> Result<()> {
         self.ready().await?;
         let subject = format!("{}.dead", self.options.prefix);
-        let sent = self.context.publish(subject, body).await.map_err(|error| self.lost(error))?;
+        let letter = PublishMessage::build().payload(body).message_id(id);
+        let sent = self.context.send_publish(subject, letter).await.map_err(|error| self.lost(error))?;
         sent.await.map(drop).map_err(|error| self.lost(error))
     }
 
@@ -391,8 +395,8 @@ impl Nats {
         let mut sequence = from.max(state.first_sequence);
         while sequence <= state.last_sequence && dead.len() < most {
             // those that were replayed have left gaps
-            if let Ok(message) = ready.dead.get_raw_message(sequence).await {
-                dead.push(Dead { sequence, body: message.payload });
+            if let Some(body) = self.letter(&ready.dead, sequence).await? {
+                dead.push(Dead { sequence, body });
             }
             sequence += 1;
         }
@@ -401,10 +405,18 @@ impl Nats {
 
     pub(super) async fn unbury(&self, sequence: u64) -> Result<bool> {
         let ready = self.ready().await?;
-        if ready.dead.get_raw_message(sequence).await.is_err() {
-            return Ok(false);
+        match self.letter(&ready.dead, sequence).await? {
+            None => Ok(false),
+            Some(_) => ready.dead.delete_message(sequence).await.map_err(|error| self.lost(error)),
         }
-        ready.dead.delete_message(sequence).await.map_err(unavailable)
+    }
+
+    async fn letter(&self, dead: &Stream, sequence: u64) -> Result<Option<Bytes>> {
+        match dead.get_raw_message(sequence).await {
+            Ok(message) => Ok(Some(message.payload)),
+            Err(error) if error.kind() == stream::RawMessageErrorKind::NoMessageFound => Ok(None),
+            Err(error) => Err(self.lost(error)),
+        }
     }
 }
 

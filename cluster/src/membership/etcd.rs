@@ -169,6 +169,8 @@ impl Etcd {
             .with_connect_timeout(ANSWER)
             .with_keep_alive(KEEP_ALIVE, ANSWER)
             .with_keep_alive_while_idle(true)
+            // a member that is cut off from the others would be silent rather than say so
+            .with_require_leader(true)
             .with_auto_token_refresh(true);
         if let Some(Credentials { user, password }) = &self.credentials {
             options = options.with_user(user, password);
@@ -314,7 +316,9 @@ async fn read(
     let prefix = options.nodes();
     let (mark, now) = options.mark(&client).await?;
     let resumed = place.mark == mark && place.revision <= now;
-    if !resumed {
+    if resumed {
+        missing.renew(options.lease);
+    } else {
         let mut lists = client.kv_client().max_decoding_message_size(LIST);
         let list = within(lists.get(prefix.as_str(), Some(GetOptions::new().with_prefix()))).await?;
         let revision = list.header().map_or(0, etcd_client::ResponseHeader::revision);
@@ -376,7 +380,10 @@ async fn read(
                 }
             }
         }
-        // of an answer with events the header may be ahead of those that are still to come
+        // what the header says may be ahead of what is still to come, unless the answer says just how far we are
+        if event.created() {
+            continue;
+        }
         let revision = match event.events().iter().filter_map(|event| Some(event.kv()?.mod_revision())).max() {
             None => event.header().map(etcd_client::ResponseHeader::revision),
             last => last,

@@ -85,8 +85,11 @@ impl Line {
         self.reachable.load(Relaxed)
     }
 
-    /// A call could not reach it. Returns whether that is news.
-    pub(crate) fn suspect(&self) -> bool {
+    /// A call could not reach it. Returns whether that is news. A long call may have outlived the line: it is opened anew,
+    /// as only a line that is open is watched until the worker is back.
+    pub(crate) fn suspect(self: &Arc<Self>) -> bool {
+        let mut open = self.open.lock();
+        open.get_or_insert_with(|| self.dial());
         self.reachable.swap(false, Relaxed)
     }
 
@@ -222,8 +225,8 @@ mod tests {
     #[tokio::test]
     async fn a_worker_that_is_suspected_is_watched_until_it_is_back() {
         let (address, ..) = server().await;
+        // nobody has called it, or it was closed since
         let line = line(address, Duration::ZERO);
-        drop(line.connection());
         assert!(line.suspect() && !line.is_reachable());
         let back = async {
             while !line.is_reachable() {

@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 #[tokio::test]
 async fn ejections_and_dead_tasks_are_told_on_nats() {
     let cluster = Cluster::new(Repository::new().chaos("chaos", &[])).await;
-    let cluster = cluster.set("jobs.tasks.max_deliveries", "1").with_nats().await.of(1, 1).await;
+    let cluster = cluster.set("jobs.tasks.max_deliveries", "1").set("jobs.tasks.wait_seconds", "0");
+    let cluster = cluster.with_nats().await.of(1, 1).await;
     let nats = async_nats::connect(cluster.nats.as_ref().unwrap().address().to_string()).await.unwrap();
     let mut events = nats.subscribe("sensorium.events.>").await.unwrap();
     nats.flush().await.unwrap();

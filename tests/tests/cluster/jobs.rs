@@ -224,6 +224,27 @@ async fn a_queue_takes_the_settings_of_the_gateway_that_starts() {
     let strict = cluster.gateways[1].client().await;
     let refused = Refusal::of(strict.submit(header("second"), texts("second", 300)).await);
     refused.is_retriable(Code::ResourceExhausted, "JOBS_QUEUE_FULL");
+    // senses that fill the queue leave no place for what joins them, and need none
+    let five = eventually("room for five", async || strict.submit(header(""), texts("few", 5)).await.ok()).await;
+    complete(&strict, &strict.finish(&five.id).await.unwrap(), 5).await;
+}
+
+/// What was accepted waits for whoever can do it: nobody's absence is a failure of the task.
+#[tokio::test]
+async fn tasks_wait_for_a_worker_that_holds_their_model() {
+    let mut cluster = Cluster::new(Repository::new().with(&["minilm"])).await.set("understand.text_guard", "");
+    for (key, value) in [("backoff_ms", "20"), ("max_deliveries", "1")] {
+        cluster = cluster.set(&format!("jobs.tasks.{key}"), value);
+    }
+    cluster = cluster.with_nats().await;
+    cluster.add_gateway();
+    let client = cluster.gateways[0].client().await;
+    let job = eventually("it is taken", async || client.submit(header("early"), texts("early", 9)).await.ok()).await;
+    cluster.gateways[0].metric_becomes("sensorium_job_queue_depth", &["modality=\"text\""], 9.0).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    cluster.add_worker(&["--models", "minilm"]);
+    complete(&client, &client.finish(&job.id).await.unwrap(), 9).await;
+    assert!(client.dead().await.unwrap().is_empty());
 }
 
 #[tokio::test]
@@ -233,7 +254,10 @@ async fn what_fails_too_often_is_buried_and_can_be_replayed() {
     for (key, value) in [("text_guard", ""), ("image_guard", "")] {
         cluster = cluster.set(&format!("understand.{key}"), value);
     }
-    cluster = cluster.set("jobs.tasks.backoff_ms", "20").set("jobs.tasks.max_deliveries", "2").with_nats().await;
+    for (key, value) in [("backoff_ms", "20"), ("max_deliveries", "2"), ("wait_seconds", "0")] {
+        cluster = cluster.set(&format!("jobs.tasks.{key}"), value);
+    }
+    cluster = cluster.with_nats().await;
     cluster.add_gateway();
     cluster.add_worker(&["--models", "minilm"]);
     cluster.ready().await;
@@ -269,6 +293,39 @@ async fn what_fails_too_often_is_buried_and_can_be_replayed() {
     let direct = client.job(&direct.id, 1).await.unwrap().items.remove(0).result.unwrap();
     let (one, other) = (result.fusion.unwrap().embedding, direct.fusion.unwrap().embedding);
     assert!(cosine(&one, &other) > 0.9999);
+}
+
+#[tokio::test]
+async fn all_dead_senses_of_an_item_may_be_replayed_at_once() {
+    let repository = Repository::new().with(&["minilm", "efficientnet-lite0"]);
+    let mut cluster = Cluster::new(repository).await;
+    for (key, value) in [("text_guard", ""), ("image_guard", "")] {
+        cluster = cluster.set(&format!("understand.{key}"), value);
+    }
+    for (key, value) in [("max_deliveries", "1"), ("wait_seconds", "0")] {
+        cluster = cluster.set(&format!("jobs.tasks.{key}"), value);
+    }
+    cluster = cluster.with_nats().await;
+    cluster.add_gateway();
+    let client = cluster.gateways[0].client().await;
+    let words = Content::Text("A cat looks at us.".to_owned());
+    let items = vec![item("both", vec![words, Content::Image(picture("chelsea.png").into())])];
+    let job = eventually("it is taken", async || client.submit(header("cat"), items.clone()).await.ok()).await;
+    assert_eq!(client.finish(&job.id).await.unwrap().state(), job::State::Failed);
+    let dead = client.dead().await.unwrap();
+    assert_eq!(dead.len(), 2);
+
+    cluster.add_worker(&["--models", "minilm,efficientnet-lite0"]);
+    cluster.ready().await;
+    // one after the other has brought its item to an end, within the time in which equal messages are one
+    for letter in dead {
+        let request = ReplayDeadTaskRequest { sequence: letter.sequence };
+        within(client.jobs.clone().replay_dead_task(request)).await.unwrap();
+        client.finish(&job.id).await.unwrap();
+    }
+    let result = client.job(&job.id, 1).await.unwrap().items.remove(0).result.unwrap();
+    assert!(!result.degraded, "{result:?}");
+    assert!(client.dead().await.unwrap().is_empty());
 }
 
 #[tokio::test]

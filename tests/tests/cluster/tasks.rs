@@ -66,7 +66,14 @@ async fn jobs_and_their_results_expire() {
     let job = client.submit(header("short-lived"), texts("short-lived", 3)).await.unwrap();
     complete(&client, &client.finish(&job.id).await.unwrap(), 3).await;
     eventually("it is forgotten", async || {
-        let status = client.job(&job.id, 10).await.err()?;
+        let status = match client.job(&job.id, 10).await {
+            Err(status) => status,
+            Ok(told) => {
+                let job = told.job.unwrap();
+                assert_eq!((job.state(), job.done), (job::State::Succeeded, 3), "what is over stays so");
+                return None;
+            }
+        };
         assert_eq!(status.code(), Code::NotFound, "{status:?}");
         assert!(status.message().contains("expired"), "{status:?}");
         Some(())

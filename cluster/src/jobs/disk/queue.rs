@@ -9,7 +9,7 @@ use futures::stream::BoxStream;
 use redb::{ReadableTable, WriteTransaction};
 
 use super::super::{Delivery, Error, Message, Result};
-use super::{Disk, IDS, MESSAGES, SAME, now};
+use super::{Disk, IDS, MESSAGES, PLACES, SAME, now};
 
 /// How long a pull waits for a message.
 const PULL: Duration = Duration::from_secs(1);
@@ -28,13 +28,17 @@ impl Disk {
             }
             let mut messages = change.open_table(MESSAGES)?;
             let all = || messages.range((name.as_str(), 0)..=(name.as_str(), u64::MAX));
-            let first = all()?.next().transpose()?.map_or(1, |(place, _)| place.value().1);
-            let place = all()?.next_back().transpose()?.map_or(1, |(place, _)| place.value().1 + 1);
+            let first = all()?.next().transpose()?.map_or(u64::MAX, |(place, _)| place.value().1);
+            let mut places = change.open_table(PLACES)?;
+            let given = places.get(name.as_str())?.map_or(0, |last| last.value());
+            let waits = all()?.next_back().transpose()?.map_or(0, |(place, _)| place.value().1);
+            let place = given.max(waits) + 1;
             // there are gaps between the first and the last: they are counted only if it matters
-            if place - first >= most && all()?.count() as u64 >= most {
+            if place.saturating_sub(first) >= most && all()?.count() as u64 >= most {
                 return Ok(None);
             }
             ids.insert(message.id.as_str(), now())?;
+            places.insert(name.as_str(), place)?;
             let Message { id, trace, body } = &message;
             messages.insert((name.as_str(), place), (now(), 0, id.as_str(), trace.as_str(), &body[..]))?;
             Ok(Some(Some(place)))

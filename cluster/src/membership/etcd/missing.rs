@@ -27,13 +27,18 @@ impl Missing {
         self.until.retain(|node, _| !merged.contains_key(node));
         for (node, registration) in before.iter() {
             if !merged.contains_key(node) {
-                let until = *self.until.entry(node.clone()).or_insert(now + grace);
-                if until > now {
-                    merged.insert(node.clone(), registration.clone());
-                }
+                // etcd has been away meanwhile: its time begins anew, as there was nowhere to come back to
+                self.until.insert(node.clone(), now + grace);
+                merged.insert(node.clone(), registration.clone());
             }
         }
         Arc::new(merged)
+    }
+
+    /// The watch goes on after a pause, in which nobody could come back.
+    pub(super) fn renew(&mut self, grace: Duration) {
+        let until = Instant::now() + grace;
+        self.until.values_mut().for_each(|of| *of = until);
     }
 
     pub(super) fn next(&self) -> Option<Instant> {
@@ -67,6 +72,10 @@ mod tests {
         tokio::time::advance(Duration::from_secs(3)).await;
         let view = missing.merge(&view, nodes(&["a"]), grace);
         assert_eq!(view.len(), 2);
+        tokio::time::advance(Duration::from_secs(3)).await;
+        missing.renew(grace);
+        tokio::time::advance(Duration::from_secs(3)).await;
+        assert!(missing.take_due().is_empty(), "etcd was away: the time begins anew");
         tokio::time::advance(Duration::from_secs(3)).await;
         assert_eq!(missing.take_due(), ["b"], "`a` has come back, `b` has not");
         assert_eq!(missing.next(), None);
