@@ -87,9 +87,16 @@ impl Actor for Queue {
 
 impl State {
     async fn pull(&mut self) {
-        let Arguments { name, bench, permits, work, trace, .. } = &self.args;
         // room for one is waited for, more is taken as it is
-        let Ok(first) = permits.clone().acquire_owned().await else { return };
+        let mut room = std::pin::pin!(self.args.permits.clone().acquire_owned());
+        let first = loop {
+            match tokio::time::timeout(DEPTH, &mut room).await {
+                Ok(Ok(first)) => break first,
+                Ok(Err(_)) => return,
+                Err(_) => self.look().await,
+            }
+        };
+        let Arguments { name, bench, permits, work, trace, .. } = &self.args;
         if *work.borrow() != Work::On {
             return;
         }

@@ -238,6 +238,7 @@ async fn tasks_wait_for_a_worker_that_holds_their_model() {
     }
     cluster = cluster.with_nats().await;
     cluster.add_gateway();
+    cluster.gateways[0].lives().await;
     let client = cluster.gateways[0].client().await;
     let job = eventually("it is taken", async || client.submit(header("early"), texts("early", 9)).await.ok()).await;
     cluster.gateways[0].metric_becomes("sensorium_job_queue_depth", &["modality=\"text\""], 9.0).await;
@@ -307,6 +308,7 @@ async fn all_dead_senses_of_an_item_may_be_replayed_at_once() {
     }
     cluster = cluster.with_nats().await;
     cluster.add_gateway();
+    cluster.gateways[0].lives().await;
     let client = cluster.gateways[0].client().await;
     let words = Content::Text("A cat looks at us.".to_owned());
     let items = vec![item("both", vec![words, Content::Image(picture("chelsea.png").into())])];
