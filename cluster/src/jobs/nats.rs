@@ -392,7 +392,8 @@ impl Nats {
         let ready = self.ready().await?;
         let state = ready.dead.get_info().await.map_err(|error| self.lost(error))?.state;
         let mut dead = Vec::new();
-        let mut sequence = from.max(state.first_sequence);
+        // an empty stream begins with 0, where no message can be
+        let mut sequence = from.max(state.first_sequence).max(1);
         while sequence <= state.last_sequence && dead.len() < most {
             // those that were replayed have left gaps
             if let Some(body) = self.letter(&ready.dead, sequence).await? {
