@@ -9,7 +9,7 @@ use tokio::sync::{Semaphore, watch};
 
 pub use super::queue::Continue;
 use super::queue::{self, Queue, Work};
-use super::run::Bench;
+use super::run::{Absences, Bench};
 use super::{Jobs, QUEUES};
 use crate::error::{Error, Result};
 use crate::supervision::policy::{Intensity, Verdict};
@@ -42,7 +42,7 @@ impl Intake {
         let permits = Arc::new(HashMap::from(permits));
         let (work, seen) = watch::channel(Work::On);
         if concurrency > 0 {
-            let bench = Arc::new(Bench { jobs, understanding });
+            let bench = Arc::new(Bench { jobs, understanding, absences: Absences::default() });
             let args =
                 Arguments { path: format!("{gateway}/jobs"), bench, permits: permits.clone(), work: seen, tree, trace };
             let started = Actor::spawn(None, Supervisor, args).await;

@@ -52,7 +52,7 @@ pub struct Options {
     pub max_deliveries: u64,
     /// Seconds that one attempt at a task may take. Default: 300.
     pub task_seconds: u64,
-    /// Seconds that a task waits, each time it is delivered, for a worker that holds its model. Default: 300.
+    /// Seconds that tasks wait for a model that nobody holds; after that they fail. Default: 300.
     pub wait_seconds: u64,
     /// Milliseconds before a failed task is tried again; doubled each time, up to a minute. Default: 500.
     pub backoff_ms: u64,

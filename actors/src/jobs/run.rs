@@ -1,10 +1,12 @@
 //! One task: a sense speaks, or an item's senses are joined.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::future::try_join_all;
+use parking_lot::Mutex;
 use serde_json::json;
 use tokio::time::Instant;
 
@@ -27,6 +29,24 @@ const WAIT: Duration = Duration::from_millis(500);
 pub(super) struct Bench {
     pub(super) jobs: Jobs,
     pub(super) understanding: Understanding,
+    pub(super) absences: Absences,
+}
+
+/// Since when there is nobody for a kind of task, as this gateway has seen. All tasks of the kind wait for the same time:
+/// one after the other they would take for ever where a model is not held at all.
+#[derive(Default)]
+pub(super) struct Absences(Mutex<BTreeMap<&'static str, Instant>>);
+
+impl Absences {
+    /// How long nobody has been there.
+    fn lasts(&self, kind: &'static str) -> Duration {
+        self.0.lock().entry(kind).or_insert_with(Instant::now).elapsed()
+    }
+
+    /// Somebody was.
+    fn end(&self, kind: &'static str) {
+        self.0.lock().remove(kind);
+    }
 }
 
 /// Whether it did what it could, though there may have been nothing to say.
@@ -112,7 +132,7 @@ impl Bench {
             Ok(input) => {
                 let (model, input) = (&model, &input);
                 let attempt = |context| async move { self.understanding.sense(modality, model, input, &context).await };
-                self.patiently(context, attempt).await
+                self.patiently(modality.as_str(), context, attempt).await
             }
             Err(error) => Err(error),
         };
@@ -126,12 +146,12 @@ impl Bench {
         }
     }
 
-    /// Tries again for as long as there is no room, and for some time if there is nobody to try it with.
-    async fn patiently<T, F>(&self, context: &Context, attempt: impl Fn(Context) -> F) -> Result<T>
+    /// Tries again for as long as there is no room, and for some time if there is nobody for this kind of task.
+    async fn patiently<T, F>(&self, kind: &'static str, context: &Context, attempt: impl Fn(Context) -> F) -> Result<T>
     where
         F: Future<Output = Result<T>>,
     {
-        let until = Instant::now() + Duration::from_secs(self.jobs.options.wait_seconds);
+        let wait = Duration::from_secs(self.jobs.options.wait_seconds);
         loop {
             let deadline = Some(Instant::now() + Duration::from_secs(self.jobs.options.task_seconds));
             let context = Context { deadline, ..context.clone() };
@@ -140,14 +160,18 @@ impl Bench {
                     Err(error) => error,
                     Ok(_permit) => match attempt(context).await {
                         Err(error) => error,
-                        done => return done,
+                        done => {
+                            self.absences.end(kind);
+                            return done;
+                        }
                     },
                 }
             };
             match error {
                 Error::Exhausted { retry_after, .. } => tokio::time::sleep(retry_after.max(SHORTEST_WAIT)).await,
-                error if is_absent(&error) && Instant::now() < until => tokio::time::sleep(WAIT).await,
-                error => return Err(error),
+                error if !is_absent(&error) => return Err(error),
+                error if self.absences.lasts(kind) >= wait => return Err(error),
+                _ => tokio::time::sleep(WAIT).await,
             }
         }
     }
@@ -186,7 +210,7 @@ impl Bench {
         });
         let timings: Vec<_> = timings.collect();
         let (input, branches, timings) = (&input, &branches, &timings);
-        self.patiently(context, |context| async move {
+        self.patiently("join", context, |context| async move {
             let before = (Instant::now(), timings.clone());
             let mut events = std::pin::pin!(self.understanding.conclude(input, branches.clone(), &context, before));
             let mut told = Err(Error::Internal("understanding ended without a report".to_owned()));
@@ -308,6 +332,16 @@ mod tests {
         assert!(!is_final(&Error::DeadlineExceeded { stage: String::new() }));
         // a model that nobody holds at the moment
         assert!(!is_final(&Error::NotFound { what: String::new(), known: String::new() }));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_absence_lasts_until_somebody_was_there() {
+        let absences = Absences::default();
+        assert_eq!(absences.lasts("image"), Duration::ZERO);
+        tokio::time::advance(Duration::from_secs(7)).await;
+        assert_eq!((absences.lasts("image").as_secs(), absences.lasts("audio").as_secs()), (7, 0));
+        absences.end("image");
+        assert_eq!(absences.lasts("image"), Duration::ZERO);
     }
 
     #[test]
