@@ -70,7 +70,7 @@ fn is_final(error: &Error) -> bool {
 fn is_absent(error: &Error) -> bool {
     match error {
         Error::NotFound { .. } => true,
-        Error::Unavailable { reason, .. } => matches!(*reason, "NO_WORKER" | "LOADING" | "UNREACHABLE" | "RESTARTING"),
+        Error::Unavailable { reason, .. } => matches!(*reason, "NO_WORKER" | "LOADING" | "UNREACHABLE"),
         _ => false,
     }
 }
@@ -349,7 +349,7 @@ mod tests {
         let unavailable = |reason| Error::Unavailable { reason, message: String::new(), retry_after: Duration::ZERO };
         assert!(is_absent(&unavailable("NO_WORKER")));
         assert!(is_absent(&Error::NotFound { what: String::new(), known: String::new() }));
-        // it may have been the task that brought the worker down
+        // it may have been the task that brought the worker, or the replica, down
         assert!(!is_absent(&unavailable("WORKER_LOST")));
         assert!(!is_absent(&Error::lost("a replica")));
     }
