@@ -88,9 +88,9 @@ impl Actor for Queue {
 impl State {
     async fn pull(&mut self) {
         // room for one is waited for, more is taken as it is
-        let mut room = std::pin::pin!(self.args.permits.clone().acquire_owned());
+        let mut waiting = std::pin::pin!(self.args.permits.clone().acquire_owned());
         let first = loop {
-            match tokio::time::timeout(DEPTH, &mut room).await {
+            match tokio::time::timeout(DEPTH, &mut waiting).await {
                 Ok(Ok(first)) => break first,
                 Ok(Err(_)) => return,
                 Err(_) => self.look().await,

@@ -82,18 +82,7 @@ impl Bench {
     /// # Errors
     /// It may succeed another time.
     pub(super) async fn run(&self, task: &Task, trace: &str, span: tracing::Span) -> Result<()> {
-        let store = &self.jobs.store;
-        let (job, work, outcome) = (&task.job, task.work(), task.outcome());
-        let (job, work, outcome) = tokio::try_join!(store.get(job), store.get(&work), store.get(&outcome))?;
-        let (Some(job), Some(work)) = (job, work) else {
-            return Ok(()); // it has expired
-        };
-        let record: Record = record::from_json(&job.value)?;
-        let outrun = !record.run.is_empty() && record.run != task.run;
-        if record.cancelled || outrun || outcome.is_some() {
-            return Ok(());
-        }
-        let work: Work = record::from_json(&work.value)?;
+        let Some((record, work)) = self.wanted(task).await? else { return Ok(()) };
         let context = Self::context(&record, &work, span);
         match &task.step {
             Step::Sense(modality, content) => {
@@ -105,6 +94,20 @@ impl Bench {
             }
             Step::Join => self.join(&work, task, &context).await,
         }
+    }
+
+    /// The job of a task, and what is to be done; nothing if that has expired, was cancelled or outrun, or is done.
+    async fn wanted(&self, task: &Task) -> Result<Option<(Record, Work)>> {
+        let store = &self.jobs.store;
+        let (job, work, outcome) = (&task.job, task.work(), task.outcome());
+        let (job, work, outcome) = tokio::try_join!(store.get(job), store.get(&work), store.get(&outcome))?;
+        let (Some(job), Some(work), None) = (job, work, outcome) else { return Ok(None) };
+        let record: Record = record::from_json(&job.value)?;
+        let outrun = !record.run.is_empty() && record.run != task.run;
+        if record.cancelled || outrun {
+            return Ok(None);
+        }
+        Ok(Some((record, record::from_json(&work.value)?)))
     }
 
     /// On whose behalf a task is done; every attempt has its own deadline.
@@ -280,14 +283,8 @@ impl Bench {
     /// Lays a task to the dead letters; its item has failed, and the job goes on without it. Done twice it is one letter,
     /// and a task of which the result is there, or wanted no more, needs none.
     pub(super) async fn bury(&self, task: Task, trace: &str, deliveries: u64, error: &str) -> Result<()> {
+        let Some((record, work)) = self.wanted(&task).await? else { return Ok(()) };
         let store = &self.jobs.store;
-        let (job, work, outcome) = (&task.job, task.work(), task.outcome());
-        let (job, work, outcome) = tokio::try_join!(store.get(job), store.get(&work), store.get(&outcome))?;
-        let (Some(job), Some(work), None) = (job, work, outcome) else { return Ok(()) };
-        let (record, work): (Record, Work) = (record::from_json(&job.value)?, record::from_json(&work.value)?);
-        if record.cancelled {
-            return Ok(());
-        }
         let context = Self::context(&record, &work, tracing::Span::current());
         if let Step::Sense(modality, _) = task.step
             && store.get(&task.part(modality)).await?.is_some()

@@ -202,8 +202,7 @@ impl Disk {
         let id = id.to_owned();
         self.change(move |change| {
             let mut ids = change.open_table(IDS)?;
-            let since = ids.get(id.as_str())?.map(|since| since.value());
-            if since.is_some_and(|since| since + SAME > now()) {
+            if is_known(&ids, &id)? {
                 return Ok(());
             }
             ids.insert(id.as_str(), now())?;
@@ -230,6 +229,11 @@ impl Disk {
     pub(super) async fn unbury(&self, sequence: u64) -> Result<bool> {
         self.change(move |change| Ok(change.open_table(DEAD)?.remove(sequence)?.is_some())).await
     }
+}
+
+/// Whether a message of this id has come within the last minutes.
+fn is_known(ids: &impl ReadableTable<&'static str, u64>, id: &str) -> std::result::Result<bool, redb::StorageError> {
+    Ok(ids.get(id)?.is_some_and(|since| since.value() + SAME > now()))
 }
 
 /// Removes what is older than `before`.

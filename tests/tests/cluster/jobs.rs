@@ -232,13 +232,7 @@ async fn a_queue_takes_the_settings_of_the_gateway_that_starts() {
 /// What was accepted waits for whoever can do it: nobody's absence is a failure of the task.
 #[tokio::test]
 async fn tasks_wait_for_a_worker_that_holds_their_model() {
-    let mut cluster = Cluster::new(Repository::new().with(&["minilm"])).await.set("understand.text_guard", "");
-    for (key, value) in [("backoff_ms", "20"), ("max_deliveries", "1")] {
-        cluster = cluster.set(&format!("jobs.tasks.{key}"), value);
-    }
-    cluster = cluster.with_nats().await;
-    cluster.add_gateway();
-    cluster.gateways[0].lives().await;
+    let mut cluster = gateway(&[("backoff_ms", "20"), ("max_deliveries", "1")]).await;
     let client = cluster.gateways[0].client().await;
     let job = eventually("it is taken", async || client.submit(header("early"), texts("early", 9)).await.ok()).await;
     cluster.gateways[0].metric_becomes("sensorium_job_queue_depth", &["modality=\"text\""], 9.0).await;
@@ -248,24 +242,34 @@ async fn tasks_wait_for_a_worker_that_holds_their_model() {
     assert!(client.dead().await.unwrap().is_empty());
 }
 
-#[tokio::test]
-async fn what_fails_too_often_is_buried_and_can_be_replayed() {
-    let repository = Repository::new().with(&["minilm", "efficientnet-lite0"]);
-    let mut cluster = Cluster::new(repository).await;
-    for (key, value) in [("text_guard", ""), ("image_guard", "")] {
-        cluster = cluster.set(&format!("understand.{key}"), value);
+/// A gateway on a NATS, for texts and pictures, with these settings of tasks.
+async fn gateway(tasks: &[(&str, &str)]) -> Cluster {
+    let mut cluster = Cluster::new(Repository::new().with(&["minilm", "efficientnet-lite0"])).await;
+    for guard in ["text_guard", "image_guard"] {
+        cluster = cluster.set(&format!("understand.{guard}"), "");
     }
-    for (key, value) in [("backoff_ms", "20"), ("max_deliveries", "2"), ("wait_seconds", "0")] {
+    for (key, value) in tasks {
         cluster = cluster.set(&format!("jobs.tasks.{key}"), value);
     }
     cluster = cluster.with_nats().await;
     cluster.add_gateway();
+    cluster.gateways[0].lives().await;
+    cluster
+}
+
+/// A text and a picture.
+fn both() -> Vec<JobItem> {
+    let words = Content::Text("A cat looks at us.".to_owned());
+    vec![item("both", vec![words, Content::Image(picture("chelsea.png").into())])]
+}
+
+#[tokio::test]
+async fn what_fails_too_often_is_buried_and_can_be_replayed() {
+    let mut cluster = gateway(&[("backoff_ms", "20"), ("max_deliveries", "2"), ("wait_seconds", "0")]).await;
     cluster.add_worker(&["--models", "minilm"]);
     cluster.ready().await;
     let client = cluster.gateways[0].client().await;
-    let words = Content::Text("A cat looks at us.".to_owned());
-    let items = vec![item("both", vec![words, Content::Image(picture("chelsea.png").into())])];
-    let job = client.submit(header("cat"), items.clone()).await.unwrap();
+    let job = client.submit(header("cat"), both()).await.unwrap();
     // nobody sees: the text alone is an answer
     let over = client.finish(&job.id).await.unwrap();
     assert_eq!((over.state(), over.done), (job::State::Succeeded, 1), "{over:?}");
@@ -289,7 +293,7 @@ async fn what_fails_too_often_is_buried_and_can_be_replayed() {
     let gone = within(client.jobs.clone().replay_dead_task(request)).await.unwrap_err();
     assert_eq!(gone.code(), Code::NotFound);
     // the same as whoever asks at once
-    let direct = client.submit(header("again"), items).await.unwrap();
+    let direct = client.submit(header("again"), both()).await.unwrap();
     client.finish(&direct.id).await.unwrap();
     let direct = client.job(&direct.id, 1).await.unwrap().items.remove(0).result.unwrap();
     let (one, other) = (result.fusion.unwrap().embedding, direct.fusion.unwrap().embedding);
@@ -298,21 +302,9 @@ async fn what_fails_too_often_is_buried_and_can_be_replayed() {
 
 #[tokio::test]
 async fn all_dead_senses_of_an_item_may_be_replayed_at_once() {
-    let repository = Repository::new().with(&["minilm", "efficientnet-lite0"]);
-    let mut cluster = Cluster::new(repository).await;
-    for (key, value) in [("text_guard", ""), ("image_guard", "")] {
-        cluster = cluster.set(&format!("understand.{key}"), value);
-    }
-    for (key, value) in [("max_deliveries", "1"), ("wait_seconds", "0")] {
-        cluster = cluster.set(&format!("jobs.tasks.{key}"), value);
-    }
-    cluster = cluster.with_nats().await;
-    cluster.add_gateway();
-    cluster.gateways[0].lives().await;
+    let mut cluster = gateway(&[("max_deliveries", "1"), ("wait_seconds", "0")]).await;
     let client = cluster.gateways[0].client().await;
-    let words = Content::Text("A cat looks at us.".to_owned());
-    let items = vec![item("both", vec![words, Content::Image(picture("chelsea.png").into())])];
-    let job = eventually("it is taken", async || client.submit(header("cat"), items.clone()).await.ok()).await;
+    let job = eventually("it is taken", async || client.submit(header("cat"), both()).await.ok()).await;
     assert_eq!(client.finish(&job.id).await.unwrap().state(), job::State::Failed);
     let dead = client.dead().await.unwrap();
     assert_eq!(dead.len(), 2);

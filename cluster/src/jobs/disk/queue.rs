@@ -9,7 +9,7 @@ use futures::stream::BoxStream;
 use redb::{ReadableTable, WriteTransaction};
 
 use super::super::{Delivery, Error, Message, Result};
-use super::{Disk, IDS, MESSAGES, PLACES, SAME, now};
+use super::{Disk, IDS, MESSAGES, PLACES, is_known, now};
 
 /// How long a pull waits for a message.
 const PULL: Duration = Duration::from_secs(1);
@@ -22,8 +22,7 @@ impl Disk {
         let (name, most) = (queue.to_owned(), self.max_queued);
         let pushed = self.change(move |change| {
             let mut ids = change.open_table(IDS)?;
-            let since = ids.get(message.id.as_str())?.map(|since| since.value());
-            if since.is_some_and(|since| since + SAME > now()) {
+            if is_known(&ids, &message.id)? {
                 return Ok(Some(None));
             }
             let mut messages = change.open_table(MESSAGES)?;
