@@ -63,6 +63,12 @@ impl Outside {
         .await
     }
 
+    /// A replica of another Redis.
+    pub async fn redis_replica(master: &Self) -> Self {
+        let (host, port) = (master.address().ip().to_string(), master.address().port().to_string());
+        Self::redis_with(&["--replicaof", &host, &port, "--repl-diskless-sync-delay", "0"]).await
+    }
+
     /// Redis as a cluster of one, which holds no slots yet.
     pub async fn redis_cluster() -> Self {
         // its bus would stand 10000 above its port, where somebody else may be
@@ -101,7 +107,8 @@ impl Outside {
             let file = format!("{data}/sentinel.conf");
             let lines = [
                 format!("port {}\nbind {}\ndir {data}", address.port(), address.ip()),
-                format!("sentinel monitor {name} {} {} 1\n", watched.ip(), watched.port()),
+                format!("sentinel monitor {name} {} {} 1", watched.ip(), watched.port()),
+                format!("sentinel down-after-milliseconds {name} 1000\nsentinel failover-timeout {name} 5000\n"),
             ];
             std::fs::write(&file, lines.join("\n")).expect("its configuration");
             vec![file, "--sentinel".to_owned()]

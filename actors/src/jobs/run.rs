@@ -15,6 +15,7 @@ use super::record::{self, Content, Letter, Outcome, Record, Step, Task, Work};
 use crate::error::{Error, Result};
 use crate::manifest::Modality;
 use crate::request::Context;
+use crate::understand::budget::Chosen;
 use crate::understand::report::{Branch, Report, State};
 use crate::understand::{Event, Understanding};
 
@@ -122,7 +123,9 @@ impl Bench {
     }
 
     async fn sense(&self, work: &Work, modality: Modality, content: &Content, context: &Context) -> Result<Branch> {
+        // a task has time, and waits for the model that was asked for
         let model = self.understanding.model(modality).to_owned();
+        let chosen = Chosen { model: model.clone(), ..Chosen::default() };
         let content = match content {
             Content::Inline(content) => content.clone(),
             Content::Blob(name) => match self.jobs.store.blob(name).await? {
@@ -133,8 +136,9 @@ impl Bench {
         let started = Instant::now();
         let sensed = match work.input(modality, content) {
             Ok(input) => {
-                let (model, input) = (&model, &input);
-                let attempt = |context| async move { self.understanding.sense(modality, model, input, &context).await };
+                let (chosen, input) = (&chosen, &input);
+                let attempt =
+                    |context| async move { self.understanding.sense(modality, chosen, input, &context).await };
                 self.patiently(modality.as_str(), context, attempt).await
             }
             Err(error) => Err(error),

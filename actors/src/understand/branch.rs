@@ -2,6 +2,7 @@
 
 use tokio::time::Instant;
 
+use super::budget::Chosen;
 use super::report::{Branch, Label, ModelRef, Segment, State};
 use super::space::first_name;
 use super::{Input, Understanding, seconds};
@@ -28,7 +29,7 @@ impl Understanding {
             return Ok(Branch::silent(modality, model, State::Muted, "muted by the request"));
         }
         let started = Instant::now();
-        let policy = self.router.held(model, None).map(|held| held.policy).unwrap_or_default();
+        let policy = self.policy(model);
         let (deadline, budget) = Self::budget(&policy, input.emphasis(modality).budget, deadline);
         let chosen = match self.choose(model, &policy, input.size(modality), budget) {
             Ok(chosen) => chosen,
@@ -38,7 +39,7 @@ impl Understanding {
             }
         };
         let context = Context { deadline, budget, ..context.clone() };
-        let mut branch = match self.sense(modality, &chosen.model, input, &context).await {
+        let mut branch = match self.sense(modality, &chosen, input, &context).await {
             Ok(branch) => branch,
             Err(Error::InvalidArgument { message, .. }) => {
                 return Err(Error::invalid(format!("parts.{modality}"), message));
@@ -50,9 +51,6 @@ impl Understanding {
             Err(error) => Branch::silent(modality, model, State::Failed, error.to_string()),
         };
         branch.seconds = seconds(started);
-        if branch.state == State::Ok {
-            branch.reason = chosen.reason;
-        }
         if matches!(branch.state, State::Late | State::Failed) {
             tracing::warn!(%modality, model, reason = branch.reason, "branch left out");
         }
@@ -68,19 +66,37 @@ impl Understanding {
         }
     }
 
-    /// What one sense says, by this model, until the deadline.
+    /// What one sense says, by the model that was chosen, until the deadline.
     ///
     /// # Errors
     /// Whatever the models have.
-    pub async fn sense(&self, modality: Modality, model: &str, input: &Input, context: &Context) -> Result<Branch> {
+    pub async fn sense(&self, modality: Modality, chosen: &Chosen, input: &Input, context: &Context) -> Result<Branch> {
         let sensed = async {
             match modality {
                 Modality::Text => self.text(input.text.as_deref().unwrap_or_default(), context).await,
-                Modality::Image => self.image(model, input, context).await,
-                Modality::Audio => self.audio(model, input, context).await,
+                Modality::Image => self.image(chosen, input, context).await,
+                Modality::Audio => self.audio(chosen, input, context).await,
             }
         };
         context.bound("waiting for the branch", sensed).await
+    }
+
+    /// A reply of the model that was chosen, or of its stand-in if nobody takes requests for the model; and why it is not
+    /// the one that was asked for.
+    async fn ask(&self, chosen: &Chosen, request: Request, context: &Context) -> Result<(Reply, String)> {
+        let request = Request { model: chosen.model.as_str().into(), ..request };
+        let (refused, stand_in) = match (self.router.infer_within(&request, context).await, &chosen.stand_in) {
+            (Err(refused), Some(stand_in)) if has_no_taker(&refused) => (refused, stand_in),
+            (reply, _) => return Ok((reply?, chosen.reason.clone())),
+        };
+        let request = Request { model: stand_in.as_str().into(), ..request };
+        match self.router.infer_within(&request, context).await {
+            Ok(reply) => Ok((reply, format!("answered by {stand_in}: {refused}"))),
+            Err(error) => {
+                tracing::debug!(model = chosen.model, stand_in, %error, "no help from the stand-in");
+                Err(refused)
+            }
+        }
     }
 
     async fn text(&self, text: &str, context: &Context) -> Result<Branch> {
@@ -96,16 +112,17 @@ impl Understanding {
         Ok(branch.guarded(guard?))
     }
 
-    async fn image(&self, model: &str, input: &Input, context: &Context) -> Result<Branch> {
+    async fn image(&self, chosen: &Chosen, input: &Input, context: &Context) -> Result<Branch> {
         let image = input.image.clone().unwrap_or_default();
-        let request = Request::of_bytes(model, "image", &image);
+        let request = Request::of_bytes(&chosen.model, "image", &image);
         let request = Request { outputs: vec!["probabilities".to_owned()], ..request };
         let (seen, guard, space) =
-            tokio::join!(self.router.infer_within(&request, context), self.judge_image(&image, context), self.space(),);
-        let (reply, space) = (seen?, space?);
+            tokio::join!(self.ask(chosen, request, context), self.judge_image(&image, context), self.space());
+        let ((reply, reason), space) = (seen?, space?);
         let probabilities = values(&reply, "probabilities")?;
         let labels = space.labels(&probabilities, LABELS);
         let mut branch = spoken(Modality::Image, &reply);
+        branch.reason = reason;
         branch.embedding = space.project(&probabilities);
         branch.words = alternative_text(&labels);
         branch.labels =
@@ -113,9 +130,9 @@ impl Understanding {
         Ok(branch.guarded(guard?))
     }
 
-    async fn audio(&self, model: &str, input: &Input, context: &Context) -> Result<Branch> {
-        let request = Request::of_bytes(model, "audio", input.audio.clone().unwrap_or_default());
-        let reply = self.router.infer_within(&request, context).await?;
+    async fn audio(&self, chosen: &Chosen, input: &Input, context: &Context) -> Result<Branch> {
+        let request = Request::of_bytes(&chosen.model, "audio", input.audio.clone().unwrap_or_default());
+        let (reply, reason) = self.ask(chosen, request, context).await?;
         let transcript = element(&reply, "transcript")?;
         let segments: Vec<Segment> = serde_json::from_str(&element(&reply, "segments")?)
             .map_err(|error| Error::Internal(format!("segments of {}: {error}", reply.model)))?;
@@ -130,6 +147,7 @@ impl Understanding {
         branch.embedding = embedded?.0;
         branch.words = transcript;
         branch.segments = segments;
+        branch.reason = reason;
         Ok(branch.guarded(guard?))
     }
 
@@ -139,6 +157,12 @@ impl Understanding {
         let reply = self.router.infer_within(&request, context).await?;
         Ok((values(&reply, "embedding")?, reply))
     }
+}
+
+/// Whether nobody takes requests for a model at the moment: nobody holds it, or all who do refuse.
+fn has_no_taker(error: &Error) -> bool {
+    use Error::{Exhausted, FailedPrecondition, NotFound, Unavailable};
+    matches!(error, NotFound { .. } | Unavailable { .. } | Exhausted { .. } | FailedPrecondition { .. })
 }
 
 fn spoken(modality: Modality, reply: &Reply) -> Branch {

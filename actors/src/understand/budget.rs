@@ -8,10 +8,14 @@ use tokio::time::Instant;
 use super::Understanding;
 
 /// The model that answers a branch.
-pub(super) struct Chosen {
-    pub(super) model: String,
+#[derive(Clone, Debug, Default)]
+pub struct Chosen {
+    /// Its name.
+    pub model: String,
     /// Why it is not the one that was asked for; empty if it is.
-    pub(super) reason: String,
+    pub reason: String,
+    /// Who answers if nobody takes requests for it.
+    pub stand_in: Option<String>,
 }
 
 impl Understanding {
@@ -29,6 +33,17 @@ impl Understanding {
         (budget.map(|budget| now + budget), budget)
     }
 
+    /// What a model's manifest says of how it is called: as its holders tell it, or told it last.
+    pub(super) fn policy(&self, model: &str) -> Policy {
+        let Ok(held) = self.router.held(model, None) else {
+            return self.policies.get(model).map(|policy| policy.clone()).unwrap_or_default();
+        };
+        if self.policies.get(model).is_none_or(|known| *known != held.policy) {
+            self.policies.insert(model.to_owned(), held.policy.clone());
+        }
+        held.policy
+    }
+
     /// The model if it can be expected to answer within the budget, or else a smaller one that can.
     ///
     /// # Errors
@@ -40,7 +55,10 @@ impl Understanding {
         size: f64,
         budget: Option<Duration>,
     ) -> Result<Chosen, String> {
-        let as_asked = || Chosen { model: model.to_owned(), reason: String::new() };
+        let as_asked = || {
+            let stand_in = Some(policy.fallback.clone()).filter(|fallback| !fallback.is_empty());
+            Chosen { model: model.to_owned(), reason: String::new(), stand_in }
+        };
         let Some(budget) = budget else { return Ok(as_asked()) };
         let Some(expected) = self.router.expected(model, size).filter(|&expected| expected > budget) else {
             return Ok(as_asked());
@@ -52,7 +70,10 @@ impl Understanding {
             return Err(format!("not begun: {reason}"));
         }
         match self.router.expected(fallback, size).filter(|&expected| expected > budget) {
-            None => Ok(Chosen { reason: format!("answered by {fallback}: {reason}"), model: fallback.clone() }),
+            None => {
+                let reason = format!("answered by {fallback}: {reason}");
+                Ok(Chosen { model: fallback.clone(), reason, stand_in: None })
+            }
             Some(too) => Err(format!("not begun: {reason}, and {fallback} {} ms", ms(too))),
         }
     }

@@ -7,32 +7,34 @@
 
 pub mod answer;
 pub mod branch;
-mod budget;
+pub mod budget;
 pub mod ensemble;
 pub mod fusion;
 pub mod guard;
+mod input;
 pub mod report;
 pub mod space;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_stream::{stream, try_stream};
-use bytes::Bytes;
+use dashmap::DashMap;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{Stream, StreamExt};
+use sensorium_cluster::membership::Policy;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use self::report::{Answer, Branch, Emphasis, Report, State, Timing};
+pub use self::input::Input;
+use self::report::{Answer, Branch, Report, State, Timing};
 use self::space::LabelSpace;
 use crate::admission::Permit;
 use crate::error::{Error, Result};
 use crate::manifest::{Manifest, Modality};
-use crate::request::{Context, Parameters};
+use crate::request::Context;
 use crate::route::Router;
 
 /// Which models understand, and how strictly.
@@ -85,56 +87,6 @@ impl Default for Options {
     }
 }
 
-/// What is to be understood.
-#[derive(Clone, Debug, Default)]
-pub struct Input {
-    /// UTF-8 text.
-    pub text: Option<String>,
-    /// An encoded image.
-    pub image: Option<Bytes>,
-    /// An encoded clip.
-    pub audio: Option<Bytes>,
-    /// How much each modality counts.
-    pub emphasis: BTreeMap<Modality, Emphasis>,
-    /// What to answer; empty: the text, or a general question.
-    pub question: String,
-    /// No answer is wanted.
-    pub no_answer: bool,
-    /// Sampling of the answer, by the names of the generator's parameters.
-    pub sampling: Parameters,
-}
-
-impl Input {
-    fn modalities(&self) -> Vec<Modality> {
-        let given = [self.text.is_some(), self.image.is_some(), self.audio.is_some()];
-        Modality::ALL.into_iter().zip(given).filter_map(|(modality, given)| given.then_some(modality)).collect()
-    }
-
-    /// What to answer: what was asked, or else the text if it speaks, or else a general question. A text that is muted
-    /// or contained asks nothing either.
-    fn question(&self, branches: &[Branch]) -> &str {
-        let speaks = branches.iter().any(|branch| branch.modality == Modality::Text && branch.state == State::Ok);
-        let asked = [Some(self.question.as_str()), self.text.as_deref().filter(|_| speaks)];
-        let asked = asked.into_iter().flatten().map(str::trim).find(|question| !question.is_empty());
-        asked.unwrap_or("What is going on here?")
-    }
-
-    /// How big the part of a modality is, as a request's [`size`](crate::request::Request::size).
-    #[allow(clippy::cast_precision_loss)]
-    fn size(&self, modality: Modality) -> f64 {
-        let bytes = match modality {
-            Modality::Text => self.text.as_ref().map_or(0, String::len),
-            Modality::Image => self.image.as_ref().map_or(0, Bytes::len),
-            Modality::Audio => self.audio.as_ref().map_or(0, Bytes::len),
-        };
-        (bytes as f64 / 1024.0).max(1.0)
-    }
-
-    fn emphasis(&self, modality: Modality) -> Emphasis {
-        self.emphasis.get(&modality).copied().unwrap_or_default()
-    }
-}
-
 /// What happens while understanding.
 #[derive(Clone, Debug)]
 pub enum Event {
@@ -162,13 +114,22 @@ pub struct Understanding {
     labels: Labels,
     space: Arc<Mutex<Option<Made>>>,
     manifest: Arc<Manifest>,
+    /// What holders of models have told, for when they are gone.
+    policies: Arc<DashMap<String, Policy>>,
 }
 
 impl Understanding {
     /// `labels` gives the class names of the image model.
     pub fn new(router: Router, options: Options, labels: Labels) -> Result<Self> {
         let manifest = Arc::new(ensemble::manifest()?);
-        Ok(Self { router, options: Arc::new(options), labels, space: Arc::default(), manifest })
+        Ok(Self {
+            router,
+            options: Arc::new(options),
+            labels,
+            space: Arc::default(),
+            manifest,
+            policies: Arc::default(),
+        })
     }
 
     /// Which models understand.
@@ -202,11 +163,14 @@ impl Understanding {
     }
 
     /// Makes the label space ahead of the images that need it: when there is somebody to make it with, and again when
-    /// versions change. Never returns.
-    pub async fn keep_space(self) {
+    /// versions change; and remembers by which models others are replaced while their holders can tell. Never returns.
+    pub async fn keep_ready(self) {
         let mut turns = tokio::time::interval(Duration::from_secs(1));
         loop {
             turns.tick().await;
+            for modality in Modality::ALL {
+                self.policy(self.model(modality));
+            }
             if let Err(error) = self.space().await {
                 tracing::debug!(%error, "images have no place in the shared space yet");
             }
@@ -341,7 +305,7 @@ mod tests {
 
     use super::*;
     use crate::admission::{self, Admission};
-    use crate::request::{NamedTensor, Reply, ReplyStream, Request};
+    use crate::request::{NamedTensor, Parameters, Reply, ReplyStream, Request};
     use crate::route::client::Client;
     use crate::supervision::tree::Tree;
     use crate::tensor::Tensor;
@@ -435,7 +399,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_label_space_is_kept_ahead_of_images_and_made_anew_for_other_weights() {
         let (understanding, encoder, lease) = understanding(100).await;
-        let keeping = tokio::spawn(understanding.clone().keep_space());
+        let keeping = tokio::spawn(understanding.clone().keep_ready());
         tokio::time::sleep(Duration::from_secs(10)).await;
         assert_eq!(encoder.rows.load(Relaxed), 100);
         lease.update(|registration| *registration = holding("efficientnet-lite0/1/b"));

@@ -131,7 +131,7 @@ pub async fn door(
         })
     };
     let understanding = Understanding::new(router.clone(), config.understand.clone(), labels)?;
-    tokio::spawn(understanding.clone().keep_space());
+    tokio::spawn(understanding.clone().keep_ready());
     let node = name.to_owned();
     let auth = Auth::start(&config.auth)?;
     let tls = tls::door(config)?;

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use sensorium_tests::{Doors, Server};
+use sensorium_tests::{Ask, Cluster, Doors, Repository, Server};
 
+use super::losses::{in_the_middle, text};
 use super::steady::{Steady, cluster};
 
 #[tokio::test]
@@ -42,4 +43,20 @@ async fn every_process_can_be_rolled_under_load() {
     }
     println!("{} requests turned to the other gateway", doors.turned());
     load.none_lost().await;
+}
+
+#[tokio::test]
+async fn a_stream_ends_where_it_began_while_its_worker_and_its_gateway_leave() {
+    let mut cluster = Cluster::start(Repository::new().with(&["smollm2-135m"]), 2, 2).await;
+    let [client, other] = [cluster.gateways[0].client().await, cluster.gateways[1].client().await];
+    let ask = || Ask::prompt("Write a long story about a ship.", 160).set("raw", false);
+    let (stream, at) = in_the_middle(&cluster, &client, "smollm2-135m", ask(), "TERM").await;
+    cluster.gateways[0].process.signal("TERM");
+    let written = text(&stream.await.unwrap().unwrap());
+    for node in [cluster.workers.remove(at), cluster.gateways.remove(0)] {
+        let exit = node.process.wait(Duration::from_secs(20)).await;
+        assert_eq!(exit.code, Some(0), "{}", exit.log);
+    }
+    assert_eq!(other.statistics("smollm2-135m").await.inference_count, 0, "the worker that stays had no part in it");
+    assert_eq!(text(&other.stream(ask()).await.unwrap()), written, "nothing was missing");
 }

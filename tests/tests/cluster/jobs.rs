@@ -11,6 +11,7 @@ use sensorium_tests::samples::picture;
 use sensorium_tests::{Authority, Client, Cluster, Doors, Outside, Refusal, Repository, cosine, eventually, within};
 use tonic::Code;
 
+use super::steady::Steady;
 use super::{load_at, none_failed};
 
 /// Gateways and workers for texts, on a NATS.
@@ -118,7 +119,6 @@ async fn without_nats_jobs_are_refused_and_requests_do_not_notice() {
     let mut cluster = cluster(2, 1).await;
     let doors = Doors::of(&cluster.gateways).await;
     let client = cluster.gateways[0].client().await;
-    let load = load_at(&doors);
     let nats = |told: &sensorium_proto::admin::GetClusterResponse| {
         told.dependencies.iter().find(|of| of.name == "nats").unwrap().state.clone()
     };
@@ -130,20 +130,36 @@ async fn without_nats_jobs_are_refused_and_requests_do_not_notice() {
         .await;
     };
     state("ok").await;
-    for forget in [false, true] {
-        cluster.nats.as_mut().unwrap().stop().await;
-        state("down").await;
+    let refused = async || {
         let refused = Refusal::of(client.submit(header(""), texts("refused", 3)).await);
         refused.is_retriable(Code::Unavailable, "JOBS_UNAVAILABLE");
-        load.answers(50).await;
-        if forget {
-            cluster.nats.as_ref().unwrap().forget();
-        }
-        cluster.nats.as_mut().unwrap().resume().await;
-        let job =
-            eventually("jobs are taken again", async || client.submit(header(""), texts("taken", 10)).await.ok()).await;
-        complete(&client, &client.finish(&job.id).await.unwrap(), 10).await;
-    }
+    };
+    // with jobs that were taken before, and jobs that are asked for until they are taken
+    let load = Steady::at_any(&doors);
+    load.answers(50).await;
+    cluster.nats.as_mut().unwrap().stop().await;
+    state("down").await;
+    refused().await;
+    load.answers(50).await;
+    load.recovered("no NATS");
+    cluster.nats.as_mut().unwrap().resume().await;
+    state("ok").await;
+    load.answers(50).await;
+    load.recovered("its return");
+    load.none_lost().await;
+
+    // its jobs are gone with its data
+    let load = load_at(&doors);
+    cluster.nats.as_mut().unwrap().stop().await;
+    state("down").await;
+    refused().await;
+    load.answers(50).await;
+    cluster.nats.as_ref().unwrap().forget();
+    cluster.nats.as_mut().unwrap().resume().await;
+    let job = eventually("jobs are taken again", async || client.submit(header(""), texts("taken", 10)).await.ok());
+    let job = job.await;
+    complete(&client, &client.finish(&job.id).await.unwrap(), 10).await;
+    load.recovered("a NATS without its data");
     none_failed(load).await;
 }
 
@@ -155,7 +171,7 @@ async fn a_nats_that_hangs_refuses_jobs_and_doubles_none() {
     let client = cluster.gateways[0].client().await;
     let first = client.submit(header("first"), texts("first", 10)).await.unwrap();
     complete(&client, &client.finish(&first.id).await.unwrap(), 10).await;
-    let load = load_at(&doors);
+    let load = Steady::at_any(&doors);
     load.answers(20).await;
     cluster.nats.as_ref().unwrap().process().signal("STOP");
     for _ in 0..2 {
@@ -168,9 +184,8 @@ async fn a_nats_that_hangs_refuses_jobs_and_doubles_none() {
     let job = eventually("jobs are taken again", async || client.submit(header("hung"), texts("hung", 10)).await.ok());
     let job = job.await;
     complete(&client, &client.finish(&job.id).await.unwrap(), 10).await;
-    let all: Vec<String> = client.all_jobs(3).await.unwrap().into_iter().map(|job| job.id).collect();
-    assert!(all.len() == 2 && all.contains(&first.id) && all.contains(&job.id), "{all:?}");
-    none_failed(load).await;
+    load.recovered("it goes on");
+    load.none_lost_beside(&[first, job]).await;
 }
 
 /// A gateway that leaves waits for an upload, for nobody has its first half, and sends watchers elsewhere.

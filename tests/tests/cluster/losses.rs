@@ -78,7 +78,8 @@ async fn the_last_worker_of_a_model_leaves_it_unavailable_not_unknown() {
     eventually("it answers again", async || client.infer(ask()).await.ok()).await;
 }
 
-fn text(answers: &[ModelStreamInferResponse]) -> String {
+/// What a stream has written.
+pub(super) fn text(answers: &[ModelStreamInferResponse]) -> String {
     let pieces = answers.iter().map(|answer| {
         assert_eq!(answer.error_message, "");
         Given(answer.infer_response.clone().unwrap()).one_text("text")
@@ -86,12 +87,13 @@ fn text(answers: &[ModelStreamInferResponse]) -> String {
     pieces.collect()
 }
 
-/// A stream whose worker, the one of this number, is killed in the middle of it.
-async fn broken_in_the_middle(
+/// A stream whose worker, the one of this number, is sent a signal in the middle of it.
+pub(super) async fn in_the_middle(
     cluster: &Cluster,
     client: &Client,
     model: &str,
     ask: Ask,
+    signal: &str,
 ) -> (JoinHandle<Result<Vec<ModelStreamInferResponse>, Status>>, usize) {
     // the worker that writes is the one with a call in work
     let writing = async || {
@@ -100,15 +102,15 @@ async fn broken_in_the_middle(
         route.workers.into_iter().find(|worker| worker.in_flight > 0).map(|worker| worker.worker)
     };
     eventually("nobody writes", async || writing().await.is_none().then_some(())).await;
-    let broken = tokio::spawn({
+    let written = tokio::spawn({
         let client = client.clone();
         async move { client.stream(ask).await }
     });
     let writing = eventually("somebody writes", writing).await;
     tokio::time::sleep(Duration::from_millis(500)).await;
     let at = cluster.workers.iter().position(|worker| worker.name == writing).unwrap();
-    cluster.workers[at].process.signal("KILL");
-    (broken, at)
+    cluster.workers[at].process.signal(signal);
+    (written, at)
 }
 
 #[tokio::test]
@@ -120,7 +122,7 @@ async fn a_generation_goes_on_elsewhere() {
         Ask::prompt("Write a long story about a ship.", 160).set("raw", false).set("temperature", 0.8).set("seed", 11)
     };
     let whole = text(&client.stream(ask()).await.unwrap());
-    let (broken, at) = broken_in_the_middle(&cluster, &client, "smollm2-135m", ask()).await;
+    let (broken, at) = in_the_middle(&cluster, &client, "smollm2-135m", ask(), "KILL").await;
     let again = text(&broken.await.unwrap().unwrap());
     let retries = cluster.gateways[0].metric("sensorium_retries_total", &["smollm2-135m"]).await;
     assert!(retries >= 1.0, "the worker was not lost in the middle");
@@ -135,7 +137,7 @@ async fn a_generation_that_may_not_go_on_says_that_its_worker_was_lost() {
     let mut cluster = Cluster::start(repository, 1, 2).await;
     let client = cluster.gateways[0].client().await;
     let ask = || Ask::of("once").bytes("prompt", &["Write a long story about a ship."]).set("max_tokens", 160);
-    let (broken, at) = broken_in_the_middle(&cluster, &client, "once", ask()).await;
+    let (broken, at) = in_the_middle(&cluster, &client, "once", ask(), "KILL").await;
     let answers = broken.await.unwrap().unwrap();
     let (last, before) = answers.split_last().unwrap();
     assert!(!text(before).is_empty(), "it had begun");

@@ -78,6 +78,42 @@ async fn a_smaller_model_answers_where_the_asked_one_cannot_in_time() {
     }
 }
 
+/// That a smaller model answers for `large`, and why.
+async fn heard_by_small(client: &Client, why: &str) {
+    let result = understood(client).await;
+    let audio = branch(&result, Modality::Audio);
+    println!("{}", audio.reason);
+    assert_eq!(audio.state(), State::Ok, "{}", audio.reason);
+    assert_eq!(audio.model.as_ref().unwrap().name, "small");
+    assert!(audio.reason.starts_with("answered by small: ") && audio.reason.contains(why), "{}", audio.reason);
+    assert!(audio.words.contains("young man"), "{}", audio.words);
+    assert!(result.degraded, "a smaller model is not what was asked for");
+    others_speak(&result);
+}
+
+#[tokio::test]
+async fn a_smaller_model_answers_where_the_asked_one_is_full_or_gone() {
+    let large = [SLOW, ("routing.fallback", "\"small\""), ("batching.max_queue_size", "1")];
+    let repository = Repository::new().copy("whisper-base", "large", &large);
+    let server = hearing_with_large(repository.copy("whisper-tiny-en", "small", &[])).await;
+    let client = server.client().await;
+    let waiting = {
+        let client = client.clone();
+        tokio::spawn(async move { client.infer(Ask::of("large").bytes("audio", &[clip(&transcripts()[1].0)])).await })
+    };
+    client.in_work("large", 1).await;
+    heard_by_small(&client, "full").await;
+    waiting.await.unwrap().unwrap();
+    // who held it had told what takes its place
+    client.unload("large").await.unwrap();
+    heard_by_small(&client, "unknown model 'large'").await;
+    client.unload("small").await.unwrap();
+    let result = understood(&client).await;
+    let audio = branch(&result, Modality::Audio);
+    assert!(audio.state() == State::Failed && audio.reason.contains("'large'"), "{audio:?}");
+    others_speak(&result);
+}
+
 /// Nobody is in a hurry here: no deadline, but a budget of the model or of the request for its branch.
 #[tokio::test]
 async fn a_branch_has_the_budget_that_its_model_and_its_request_give_it() {
