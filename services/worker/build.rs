@@ -9,5 +9,10 @@ fn main() {
         // the very libgomp that libtorch uses, for `team`
         println!("cargo:rustc-link-search=native={libtorch}/lib");
         println!("cargo:rustc-link-lib=dylib:+verbatim=libgomp.so.1");
+        let cuda = format!("{libtorch}/lib/libtorch_cuda.so");
+        if std::path::Path::new(&cuda).exists() {
+            // nothing in it is called by name, so a linker leaves it out: it tells libtorch of itself when it is loaded
+            println!("cargo:rustc-link-arg=-Wl,--push-state,--no-as-needed,{cuda},--pop-state");
+        }
     }
 }

@@ -11,7 +11,7 @@ use tonic::Status;
 use crate::{Ask, Client, PATIENCE};
 
 /// What no fault may take from it, with a margin for machines that are busy.
-const RECOVERY: Duration = Duration::from_secs(30);
+const RECOVERY: Duration = Duration::from_secs(10);
 
 /// Waits until `look` gives something: conditions that announce themselves to nobody.
 pub async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {

@@ -97,9 +97,10 @@ async fn a_smaller_model_answers_where_the_asked_one_is_full_or_gone() {
     let repository = Repository::new().copy("whisper-base", "large", &large);
     let server = hearing_with_large(repository.copy("whisper-tiny-en", "small", &[])).await;
     let client = server.client().await;
+    // another clip: whoever asks for the same one waits for its answer
     let waiting = {
         let client = client.clone();
-        tokio::spawn(async move { client.infer(Ask::of("large").bytes("audio", &[clip(&transcripts()[1].0)])).await })
+        tokio::spawn(async move { client.infer(Ask::of("large").bytes("audio", &[clip(&transcripts()[0].0)])).await })
     };
     client.in_work("large", 1).await;
     heard_by_small(&client, "full").await;
