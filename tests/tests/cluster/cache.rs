@@ -2,15 +2,14 @@
 
 use std::time::Duration;
 
-use sensorium_tests::{Ask, Authority, Client, Cluster, Node, Outside, Repository, eventually};
+use sensorium_tests::{Ask, Authority, Client, Cluster, Node, Outside, eventually};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::steady::{Steady, models, with_jobs};
 
 async fn cluster(gateways: usize) -> Cluster {
-    let repository = Repository::new().with(&["identity", "minilm"]);
-    Cluster::new(repository).await.with_redis().await.of(gateways, 1).await
+    Cluster::new(models()).await.with_redis().await.of(gateways, 1).await
 }
 
 /// Rows that the workers have embedded.

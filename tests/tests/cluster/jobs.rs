@@ -11,15 +11,8 @@ use sensorium_tests::samples::picture;
 use sensorium_tests::{Authority, Client, Cluster, Doors, Outside, Refusal, Repository, cosine, eventually, within};
 use tonic::Code;
 
-use super::steady::Steady;
+use super::steady::{Steady, cluster, models};
 use super::{load_at, none_failed};
-
-/// Gateways and workers for texts, on a NATS.
-async fn cluster(gateways: usize, workers: usize) -> Cluster {
-    let repository = Repository::new().with(&["identity", "minilm"]);
-    let cluster = Cluster::new(repository).await.set("understand.text_guard", "").set("jobs.tasks.backoff_ms", "50");
-    cluster.with_nats().await.of(gateways, workers).await
-}
 
 pub(super) fn texts(job: &str, count: usize) -> Vec<JobItem> {
     (0..count).map(|at| text(&format!("{job}-{at}"), &format!("sentence {at} of {job}"))).collect()
@@ -43,8 +36,7 @@ pub(super) async fn complete(client: &Client, job: &Job, items: usize) {
 #[tokio::test]
 async fn no_job_is_lost_or_doubled_whatever_is_killed() {
     const ITEMS: usize = 1000;
-    let repository = Repository::new().with(&["identity", "minilm"]);
-    let cluster = Cluster::new(repository).await.set("understand.text_guard", "").set("jobs.tasks.concurrency", "2");
+    let cluster = Cluster::new(models()).await.set("understand.text_guard", "").set("jobs.tasks.concurrency", "2");
     let mut cluster = cluster.with_nats().await.with_redis().await.of(3, 2).await;
     // the first gateway is the one that falls
     let clients = [cluster.gateways[1].client().await, cluster.gateways[2].client().await];
