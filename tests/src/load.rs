@@ -103,10 +103,15 @@ impl Load {
     /// Says how long the callers had to bear a fault, since this was last called: the time to recover from it.
     #[allow(clippy::print_stdout, reason = "measured figures belong to the output of a test")]
     pub fn recovered(&self, from: &str) {
-        let gaps = std::mem::replace(&mut *self.gaps.lock().expect("no caller has panicked"), Gaps::new());
-        let (longest, slowest) = (gaps.longest.max(gaps.last.elapsed()), gaps.slowest);
+        let (longest, slowest) = self.gaps();
         println!("{from}: at most {longest:?} between two answers, the slowest took {slowest:?}");
         assert!(longest < RECOVERY, "{from}: nobody was answered for {longest:?}");
+    }
+
+    /// The longest time without an answer and the slowest answer, since this was last called.
+    pub fn gaps(&self) -> (Duration, Duration) {
+        let gaps = std::mem::replace(&mut *self.gaps.lock().expect("no caller has panicked"), Gaps::new());
+        (gaps.longest.max(gaps.last.elapsed()), gaps.slowest)
     }
 
     /// Stops; gives the number of answers, and all failures.

@@ -85,11 +85,12 @@ impl Process {
 
     /// Resident memory, in bytes.
     pub fn resident_bytes(&self) -> u64 {
-        let path = format!("/proc/{}/status", self.id);
-        let status = std::fs::read_to_string(path).expect("the process runs");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
-        let kilobytes = line.split_whitespace().next().and_then(|number| number.parse::<u64>().ok());
-        kilobytes.expect("a number of kB") * 1024
+        resident_bytes_of(self.id).expect("the process runs")
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.id
     }
 
     /// Sends a signal, such as `TERM`, `KILL`, `STOP` or `CONT`.
@@ -115,6 +116,14 @@ impl Process {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
+}
+
+/// Resident memory of a process, in bytes; nothing if it has ended.
+pub(crate) fn resident_bytes_of(process: u32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kilobytes = line.split_whitespace().next().and_then(|number| number.parse::<u64>().ok());
+    Some(kilobytes.expect("a number of kB") * 1024)
 }
 
 /// A shell says 128 + n for a process that signal n ended.

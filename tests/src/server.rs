@@ -124,6 +124,11 @@ impl Server {
         self.process.resident_bytes()
     }
 
+    /// Its process id.
+    pub fn process_id(&self) -> u32 {
+        self.process.id()
+    }
+
     /// Asks the server to stop, as an orchestrator would.
     pub fn terminate(&self) {
         self.process.signal("TERM");
