@@ -15,6 +15,7 @@ pub mod pipeline;
 pub mod replica;
 pub mod request;
 pub mod route;
+pub mod shapes;
 pub mod stats;
 pub mod supervision;
 pub mod tensor;

@@ -181,6 +181,11 @@ pub struct Reply {
 }
 
 impl Reply {
+    /// Bytes of its outputs.
+    pub fn bytes(&self) -> usize {
+        self.outputs.iter().map(|output| output.tensor.data().len()).sum()
+    }
+
     /// The output of this name; an internal error if the model did not give it.
     pub fn output(&self, name: &str) -> Result<&Tensor> {
         self.outputs

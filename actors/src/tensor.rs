@@ -56,6 +56,14 @@ pub enum Error {
         /// Elements that were given.
         got: usize,
     },
+    /// There are more BYTES elements than the shape asks for.
+    #[error("more BYTES elements given than the {want} that shape {shape:?} takes")]
+    BytesSurplus {
+        /// The tensor's shape.
+        shape: Vec<i64>,
+        /// Elements that the shape asks for.
+        want: usize,
+    },
     /// The caller asked for another datatype than the tensor has.
     #[error("tensor is {got}, expected {want}")]
     DataType {
@@ -171,9 +179,13 @@ impl Tensor {
             }
             None => {
                 let mut count = 0;
-                for element in BytesElements::new(&data) {
-                    element?;
+                for length in ElementLengths::new(&data) {
+                    length?;
                     count += 1;
+                    // what is too much is not counted to its end: millions of elements fit in few bytes
+                    if count > elements {
+                        return Err(Error::BytesSurplus { shape, want: elements });
+                    }
                 }
                 if count != elements {
                     return Err(Error::BytesCount { shape, want: elements, got: count });
@@ -238,7 +250,13 @@ impl Tensor {
     /// The elements of a BYTES tensor, sharing its memory.
     pub fn elements(&self) -> Result<Vec<Bytes>, Error> {
         self.expect(DataType::Bytes)?;
-        BytesElements::new(&self.data).collect()
+        let mut at = 0;
+        let elements = ElementLengths::new(&self.data).map(|length| {
+            let start = at + 4;
+            at = start + length?;
+            Ok(self.data.slice(start..at))
+        });
+        elements.collect()
     }
 
     /// The values of an FP32 tensor.
@@ -290,41 +308,37 @@ pub fn element_count(shape: &[i64]) -> Result<usize, Error> {
         .ok_or_else(|| Error::BadShape(shape.to_vec()))
 }
 
-struct BytesElements<'a> {
-    data: &'a Bytes,
-    at: usize,
+/// The lengths of BYTES elements, each of which stands before its element as a `u32`.
+struct ElementLengths<'a> {
+    left: &'a [u8],
     index: usize,
 }
 
-impl<'a> BytesElements<'a> {
-    fn new(data: &'a Bytes) -> Self {
-        Self { data, at: 0, index: 0 }
+impl<'a> ElementLengths<'a> {
+    fn new(data: &'a [u8]) -> Self {
+        Self { left: data, index: 0 }
     }
 }
 
-impl Iterator for BytesElements<'_> {
-    type Item = Result<Bytes, Error>;
+impl Iterator for ElementLengths<'_> {
+    type Item = Result<usize, Error>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let left = &self.data[self.at..];
+        let left = std::mem::take(&mut self.left);
         if left.is_empty() {
             return None;
         }
         let index = self.index;
         self.index += 1;
         let Some((head, rest)) = left.split_first_chunk::<4>() else {
-            self.at = self.data.len();
             return Some(Err(Error::BytesElement { index, length: 4, left: left.len() }));
         };
         let length = u32::from_le_bytes(*head) as usize;
-        if length > rest.len() {
-            let left = rest.len();
-            self.at = self.data.len();
-            return Some(Err(Error::BytesElement { index, length, left }));
-        }
-        let start = self.at + 4;
-        self.at = start + length;
-        Some(Ok(self.data.slice(start..self.at)))
+        let Some(after) = rest.get(length..) else {
+            return Some(Err(Error::BytesElement { index, length, left: rest.len() }));
+        };
+        self.left = after;
+        Some(Ok(length))
     }
 }
 

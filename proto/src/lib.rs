@@ -1,5 +1,8 @@
 //! Wire contracts and the code generated from them.
 
+pub mod codec;
+mod weigh;
+
 /// Open Inference Protocol v2, package `inference`.
 pub mod inference {
     tonic::include_proto!("inference");

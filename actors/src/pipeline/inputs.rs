@@ -3,7 +3,8 @@
 use crate::error::{Error, Result};
 use crate::manifest::{Manifest, TensorSpec};
 use crate::request::Request;
-use crate::tensor::Tensor;
+use crate::shapes;
+use crate::tensor::{DataType, Tensor};
 
 /// Checks everything that can be said without looking at the values. Returns the batch size.
 pub(super) fn check(manifest: &Manifest, request: &Request) -> Result<usize> {
@@ -48,12 +49,9 @@ pub(super) fn check(manifest: &Manifest, request: &Request) -> Result<usize> {
             ),
         ));
     }
-    let limit = manifest.max_elements();
-    if rows == 0 || rows > limit {
-        return Err(Error::invalid(
-            format!("inputs.{}.shape", manifest.inputs[0].name),
-            format!("{rows} rows, expected 1 to {limit}"),
-        ));
+    for input in &request.inputs {
+        let is_bytes = input.tensor.dtype() == DataType::Bytes;
+        shapes::must_be_bounded(&input.name, is_bytes, input.tensor.shape(), manifest.max_elements() as u64)?;
     }
     Ok(rows)
 }
@@ -65,19 +63,5 @@ fn check_tensor(spec: &TensorSpec, tensor: &Tensor) -> Result<()> {
             format!("{}, expected {}", tensor.dtype(), spec.datatype),
         ));
     }
-    let shape = tensor.shape();
-    // a batch of BYTES is often sent as [n, 1]
-    let shape = match shape {
-        [rows, 1] if spec.shape.len() == 1 => std::slice::from_ref(rows),
-        _ => shape,
-    };
-    let fits =
-        shape.len() == spec.shape.len() && shape.iter().zip(&spec.shape).all(|(&got, &want)| want == -1 || got == want);
-    if fits {
-        return Ok(());
-    }
-    Err(Error::invalid(
-        format!("inputs.{}.shape", spec.name),
-        format!("{:?}, expected {:?} (-1: any size)", tensor.shape(), spec.shape),
-    ))
+    shapes::must_fit(&spec.name, &spec.shape, tensor.shape())
 }

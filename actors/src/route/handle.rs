@@ -18,6 +18,7 @@ use super::hedge::Latencies;
 use super::table::Table;
 use crate::admission::Slots;
 use crate::error::{Error, Result};
+use crate::shapes::{self, Claimed};
 
 /// Retries may add this share to the requests of the last ten seconds…
 const RETRY_SHARE: f32 = 0.1;
@@ -83,6 +84,14 @@ impl Route {
                 known: format!("loaded are {}", known.join(", ")),
             }
         })
+    }
+
+    /// Judges inputs by what the version that answers says that it takes.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for an input that is too large or of another shape; else as [`Route::resolve`].
+    pub fn must_accept<'a>(&self, asked: Option<u64>, inputs: impl Iterator<Item = Claimed<'a>>) -> Result<()> {
+        self.resolve(asked, |held| held.accepts.as_ref().map_or(Ok(()), |accepts| shapes::check(accepts, inputs)))?
     }
 
     /// The actor has a new table.

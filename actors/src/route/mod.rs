@@ -27,6 +27,7 @@ use self::handle::Route;
 use crate::admission::{Admission, Permit};
 use crate::error::{Error, Result};
 use crate::request::{Context, Parameter, Reply, ReplyStream, Request, Resume};
+use crate::shapes::{self, Claimed};
 use crate::supervision::tree::Tree;
 
 /// Makes a client for a worker that has registered.
@@ -131,19 +132,14 @@ impl Router {
         &self.membership
     }
 
-    /// Answers one request: admission, plan, call, report.
-    pub async fn infer(&self, request: &Request, context: &Context) -> Result<Reply> {
-        let _permit = self.admission.enter(context)?;
-        self.infer_within(request, context).await
-    }
-
-    /// The same within a request that has been admitted already, such as a branch of an understanding.
+    /// Answers one request that has been admitted: plan, call, report.
     pub async fn infer_within(&self, request: &Request, context: &Context) -> Result<Reply> {
         if context.expired() {
             return Err(Error::DeadlineExceeded { stage: "entering".to_owned() });
         }
         context.permits(&request.model)?;
         let route = self.route(&request.model)?;
+        route.must_accept(request.version, shapes::of(request))?;
         if let Some(cache) = &self.cache {
             let read = |held: &Held| held.policy.cached.then(|| (held.version, held.namespace.clone()));
             if let Some((version, namespace)) = route.resolve(request.version, read)?
@@ -181,6 +177,7 @@ impl Router {
         }
         context.permits(&request.model)?;
         let route = self.route(&request.model)?;
+        route.must_accept(request.version, shapes::of(&request))?;
         let mut attempts = Attempts::new(route, self.zone.clone(), &self.admission, &request, &context)?;
         if attempts.policy.resume && !request.parameters.0.contains_key("seed") {
             // who goes on must draw what who began would have drawn
@@ -247,6 +244,19 @@ impl Router {
     /// `NotFound` with the names that exist, `Unavailable` if nobody holds the model any more.
     pub fn held(&self, model: &str, version: Option<u64>) -> Result<Held> {
         self.route(model)?.resolve(version, Held::clone)
+    }
+
+    /// Judges inputs by what the version says that it takes, before anything is made of their values.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for an input that is too large or of another shape; else as [`Router::held`].
+    pub fn must_accept<'a>(
+        &self,
+        model: &str,
+        version: Option<u64>,
+        inputs: impl Iterator<Item = Claimed<'a>>,
+    ) -> Result<()> {
+        self.route(model)?.must_accept(version, inputs)
     }
 
     /// How long a request of this size can be expected to take, from what calls have told of late; nothing if they have

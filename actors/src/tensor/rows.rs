@@ -2,10 +2,11 @@
 
 use bytes::{Bytes, BytesMut};
 
-use super::{DataType, Error, Tensor, element_count};
+use super::{DataType, ElementLengths, Error, Tensor, element_count};
 
 impl Tensor {
-    /// The raw bytes of each row, sharing the tensor's memory.
+    /// The raw bytes of each row, sharing the tensor's memory. A row costs memory even if it has no elements: how many
+    /// there may be is judged before.
     ///
     /// # Errors
     /// If it is a scalar, which has no rows.
@@ -19,7 +20,8 @@ impl Tensor {
         let each = element_count(tail)?;
         let mut at = 0;
         // each element lies behind its length of four bytes
-        let lengths: Vec<usize> = self.elements()?.iter().map(|element| 4 + element.len()).collect();
+        let lengths: Vec<usize> =
+            ElementLengths::new(&self.data).map(|length| Ok(4 + length?)).collect::<Result<_, Error>>()?;
         let split = (0..rows).map(|row| {
             let length: usize = lengths[row * each..(row + 1) * each].iter().sum();
             let cut = self.data.slice(at..at + length);

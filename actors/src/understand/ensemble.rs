@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use futures::StreamExt;
+use futures::{Stream, StreamExt};
 
 use super::{Event, Input, Understanding};
 use crate::error::{Error, Result};
@@ -30,6 +30,7 @@ outputs = [
     { name = "report", datatype = "BYTES", shape = [-1] },
     { name = "embedding", datatype = "FP32", shape = [-1, 384] },
 ]
+limits = { max_elements = 1 }
 "#;
 
 pub(super) fn manifest() -> Result<Manifest> {
@@ -47,9 +48,9 @@ impl Understanding {
         &self.manifest
     }
 
-    /// One request, one answer.
-    pub async fn infer(&self, request: &Request, context: &Context) -> Result<Reply> {
-        let mut parts = self.stream(request.clone(), context.clone()).await?;
+    /// One request that has been admitted, one answer.
+    pub async fn infer_within(&self, request: &Request, context: &Context) -> Result<Reply> {
+        let mut parts = replies(request.clone(), self.run_within(input(request)?, context.clone())?);
         while let Some(part) = parts.next().await {
             let part = part?;
             if part.last {
@@ -61,42 +62,46 @@ impl Understanding {
 
     /// Pieces of the answer as `answer`, then everything.
     pub async fn stream(&self, request: Request, context: Context) -> Result<ReplyStream> {
-        let input = input(&request)?;
-        let events = self.run(input, context)?;
-        let model = request.model.clone();
-        let reply = move |outputs, last| Reply {
-            model: model.clone(),
-            version: 1,
-            outputs,
-            parameters: Parameters::default(),
-            last,
-            tokens: Vec::new(),
-        };
-        let named = |name: &str, tensor| NamedTensor { name: name.to_owned(), tensor };
-        Ok(Box::pin(events.filter_map(move |event| {
-            let told = match event {
-                Err(error) => Some(Err(error)),
-                Ok(Event::Delta(text)) => Some(Ok(reply(vec![named("answer", Tensor::from_elements(&[text]))], false))),
-                Ok(Event::Branch(_) | Event::Fusion(_)) => None,
-                Ok(Event::Done(report)) => {
-                    let json = serde_json::to_string(&report).map_err(|error| Error::Internal(error.to_string()));
-                    Some(json.and_then(|json| {
-                        let width = i64::try_from(report.fusion.embedding.len()).unwrap_or(i64::MAX);
-                        let embedding = Tensor::from_f32(vec![1, width], &report.fusion.embedding)
-                            .map_err(|error| Error::Internal(error.to_string()))?;
-                        let outputs = [
-                            named("answer", Tensor::from_elements(&[&report.answer.text])),
-                            named("report", Tensor::from_elements(&[json])),
-                            named("embedding", embedding),
-                        ];
-                        let wanted = outputs.into_iter().filter(|output| request.wants(&output.name)).collect();
-                        Ok(reply(wanted, true))
-                    }))
-                }
-            };
-            std::future::ready(told)
-        })))
+        let events = self.run(input(&request)?, context)?;
+        Ok(replies(request, events))
     }
+}
+
+/// Pieces of the answer as `answer`, then everything.
+fn replies(request: Request, events: impl Stream<Item = Result<Event>> + Send + 'static) -> ReplyStream {
+    let model = request.model.clone();
+    let reply = move |outputs, last| Reply {
+        model: model.clone(),
+        version: 1,
+        outputs,
+        parameters: Parameters::default(),
+        last,
+        tokens: Vec::new(),
+    };
+    let named = |name: &str, tensor| NamedTensor { name: name.to_owned(), tensor };
+    Box::pin(events.filter_map(move |event| {
+        let told = match event {
+            Err(error) => Some(Err(error)),
+            Ok(Event::Delta(text)) => Some(Ok(reply(vec![named("answer", Tensor::from_elements(&[text]))], false))),
+            Ok(Event::Branch(_) | Event::Fusion(_)) => None,
+            Ok(Event::Done(report)) => {
+                let json = serde_json::to_string(&report).map_err(|error| Error::Internal(error.to_string()));
+                Some(json.and_then(|json| {
+                    let width = i64::try_from(report.fusion.embedding.len()).unwrap_or(i64::MAX);
+                    let embedding = Tensor::from_f32(vec![1, width], &report.fusion.embedding)
+                        .map_err(|error| Error::Internal(error.to_string()))?;
+                    let outputs = [
+                        named("answer", Tensor::from_elements(&[&report.answer.text])),
+                        named("report", Tensor::from_elements(&[json])),
+                        named("embedding", embedding),
+                    ];
+                    let wanted = outputs.into_iter().filter(|output| request.wants(&output.name)).collect();
+                    Ok(reply(wanted, true))
+                }))
+            }
+        };
+        std::future::ready(told)
+    }))
 }
 
 fn input(request: &Request) -> Result<Input> {

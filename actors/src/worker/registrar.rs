@@ -10,6 +10,7 @@ use tokio::task::AbortHandle;
 use super::Worker;
 use super::served::Served;
 use crate::manifest::Pipeline;
+use crate::shapes;
 
 /// How often versions are looked at: their states change without anybody's asking.
 const LOOK: Duration = Duration::from_millis(50);
@@ -96,5 +97,6 @@ fn held(served: &Served) -> Held {
             budget_ms: routing.budget_ms,
             cached: manifest.cache,
         },
+        accepts: Some(shapes::accepts(manifest)),
     }
 }

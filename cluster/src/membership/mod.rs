@@ -17,7 +17,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 pub use self::etcd::{Credentials, Error, Etcd, Tls};
-pub use self::registration::{Held, Policy, Registration, Role};
+pub use self::registration::{AcceptedInput, Accepts, Held, Policy, Registration, Role};
 use crate::health::Health;
 
 /// Everybody who is registered, by name.

@@ -67,6 +67,28 @@ pub struct Held {
     pub namespace: String,
     /// How requests for it are routed.
     pub policy: Policy,
+    /// What a request for it may hold; nothing: it did not say, and judges by itself.
+    pub accepts: Option<Accepts>,
+}
+
+/// What a version takes, so that a gateway refuses what is too large before it splits, hashes or copies it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Accepts {
+    /// Rows of a request at most, and elements of a BYTES input.
+    pub max_elements: u64,
+    /// Its inputs.
+    pub inputs: Vec<AcceptedInput>,
+}
+
+/// An input of a version.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AcceptedInput {
+    /// Its name on the wire.
+    pub name: String,
+    /// Its shape; -1 is any size, and the first dimension is the batch.
+    pub shape: Vec<i64>,
 }
 
 impl Held {

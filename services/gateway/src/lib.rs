@@ -7,6 +7,7 @@
 #![allow(unreachable_pub)]
 
 pub mod auth;
+mod bounds;
 pub mod cluster;
 mod context;
 pub mod health;

@@ -10,18 +10,20 @@ use sensorium_actors::route::Router;
 use sensorium_actors::understand::Understanding;
 use sensorium_plane::deal::{self, Listening};
 use sensorium_plane::tls::ServerTls;
-use sensorium_plane::{AdminService, CONNECTION_WINDOW, Cluster, Fleet, STREAM_WINDOW};
+use sensorium_plane::{AdminService, Cluster, Fleet, inbound};
 use sensorium_proto::admin::admin_server::AdminServer;
 use sensorium_proto::inference::grpc_inference_service_server::GrpcInferenceServiceServer;
 use sensorium_proto::v1::jobs_server::JobsServer;
 use sensorium_proto::v1::sensorium_server::SensoriumServer;
 use sensorium_runtime::lanes::Lanes;
 use serde::{Deserialize, Serialize};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tonic::codec::CompressionEncoding;
+use tonic::service::Routes;
 use tonic::service::interceptor::InterceptedService;
 
 use crate::auth::{Auth, Role};
+use crate::bounds::{Bounded, Bounds, Budget, Unread};
 use crate::cluster;
 use crate::health::{self, Readiness};
 use crate::inference::{InferenceService, Settings};
@@ -31,8 +33,17 @@ use crate::v1::{JobsService, SensoriumService};
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
-    /// Bytes of a received message at most, after decompression.
+    /// Bytes of a received message at most, inflated. Who needs larger ones says so; each may be held once for each
+    /// request in work. Default: 8388608 (8 MiB).
     pub max_message_bytes: usize,
+    /// Bytes of all messages in work and of all answers that have not been taken, at most, a quarter of it for one
+    /// connection; requests beyond it are refused with RESOURCE_EXHAUSTED. Default: 268435456 (256 MiB).
+    pub max_buffered_bytes: usize,
+    /// Bytes of a request's headers at most, a bearer token among them. Default: 32768.
+    pub max_header_bytes: u32,
+    /// Connections of clients at most; more are closed as they come. The HTTP side, which tells of health, has its own.
+    /// Default: 4096.
+    pub max_connections: usize,
     /// Requests in work at most; more are refused with RESOURCE_EXHAUSTED. Default: 2048.
     pub max_inflight: u32,
     /// Whether each model's requests in work are limited to what it bears at the moment: fewer as requests wait,
@@ -54,12 +65,43 @@ pub struct Limits {
     pub keep_alive_seconds: u64,
     /// Seconds after which a connection that does not answer is closed.
     pub keep_alive_timeout_seconds: u64,
+    /// Seconds that a client may take to say the first word on a connection. Default: 10.
+    pub silence_seconds: u64,
+    /// Seconds without a call after which a connection is closed; 0: never. Clients connect again by themselves.
+    /// Default: 900.
+    pub idle_seconds: u64,
+    /// Seconds, a tenth more or less, after which a client is asked to connect anew, so that a new gateway gets its
+    /// share of them; calls in work are finished. 0: never. Default: 3600.
+    pub max_connection_age_seconds: u64,
+    /// Seconds for which a message may stop coming half way, and an answer may go untaken, before the call is ended.
+    /// Default: 60.
+    pub stall_seconds: u64,
+}
+
+impl Limits {
+    fn of_connections(&self) -> inbound::Limits {
+        let unless_never = |seconds: u64| (seconds > 0).then(|| Duration::from_secs(seconds));
+        inbound::Limits {
+            connections: self.max_connections,
+            streams: self.max_streams,
+            // what is a little too large is refused with a status, what is much too large by the transport
+            header_bytes: self.max_header_bytes.saturating_mul(4).max(64 << 10),
+            silence: Duration::from_secs(self.silence_seconds),
+            idle: unless_never(self.idle_seconds),
+            age: unless_never(self.max_connection_age_seconds),
+            keep_alive: Duration::from_secs(self.keep_alive_seconds),
+            keep_alive_timeout: Duration::from_secs(self.keep_alive_timeout_seconds),
+        }
+    }
 }
 
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            max_message_bytes: 64 << 20,
+            max_message_bytes: 8 << 20,
+            max_buffered_bytes: 256 << 20,
+            max_header_bytes: 32 << 10,
+            max_connections: 4096,
             max_inflight: 2048,
             adaptive: true,
             min_inflight: 16,
@@ -69,6 +111,10 @@ impl Default for Limits {
             max_parts: 64,
             keep_alive_seconds: 30,
             keep_alive_timeout_seconds: 10,
+            silence_seconds: 10,
+            idle_seconds: 900,
+            max_connection_age_seconds: 3600,
+            stall_seconds: 60,
         }
     }
 }
@@ -112,7 +158,7 @@ pub async fn serve(
     lanes: &Lanes,
     listener: TcpListener,
     shutdown: impl Future<Output = ()> + Send + 'static,
-) -> Result<(), tonic::transport::Error> {
+) {
     let limits = door.limits.clone();
     let size = limits.max_message_bytes;
     macro_rules! limited {
@@ -135,45 +181,43 @@ pub async fn serve(
             .register_encoded_file_descriptor_set(sensorium_proto::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
-    // the descriptors are compiled in: if they did not parse, no test would pass
-    let reflection = descriptors().build_v1().ok();
-    let reflection_alpha = descriptors().build_v1alpha().ok();
-    let health = health::service(door.clone());
-    let server = tonic::transport::Server::builder()
-        .max_concurrent_streams(limits.max_streams)
-        .http2_keepalive_interval(Some(Duration::from_secs(limits.keep_alive_seconds)))
-        .http2_keepalive_timeout(Some(Duration::from_secs(limits.keep_alive_timeout_seconds)))
-        .layer(tower::util::MapResponseLayer::new(sensorium_plane::status::amend::<tonic::body::Body>))
-        .layer(tower::util::MapRequestLayer::new(answer_in_kind::<tonic::body::Body>))
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
+    let mut routes = Routes::builder();
+    routes
         .add_service(InterceptedService::new(inference, door.auth.require(Role::Infer)))
         .add_service(InterceptedService::new(sensorium, door.auth.require(Role::Infer)))
         .add_service(InterceptedService::new(jobs, door.auth.require(Role::Infer)))
         .add_service(InterceptedService::new(admin, door.auth.require(Role::Admin)))
-        .add_service(health)
-        .add_optional_service(reflection)
-        .add_optional_service(reflection_alpha);
+        .add_service(health::service(door.clone()));
+    // the descriptors are compiled in: if they did not parse, no test would pass
+    if let Ok(reflection) = descriptors().build_v1() {
+        routes.add_service(reflection);
+    }
+    if let Ok(reflection) = descriptors().build_v1alpha() {
+        routes.add_service(reflection);
+    }
+    let bounds = Bounds {
+        message_bytes: size,
+        header_bytes: limits.max_header_bytes as usize,
+        stall: Duration::from_secs(limits.stall_seconds),
+    };
+    let unread = Unread::start(lanes.handles().len(), bounds.stall);
+    let budget = Budget::new(limits.max_buffered_bytes, size);
+    let bounded = Bounded::new(routes.routes().prepare(), bounds, budget, unread);
     let listening = Listening { listener, tls: door.tls.clone(), name: "door" };
-    deal::serve(lanes, listening, shutdown, |incoming, stop| {
-        server.clone().serve_with_incoming_shutdown(incoming, stop)
-    })
-    .await
+    deal::serve(lanes, listening, limits.of_connections(), shutdown, bounded).await;
 }
 
-/// Answers are compressed for those who compress what they ask. Stock clients always say that they would understand
-/// gzip, and compressing embeddings takes longer than computing them.
-fn answer_in_kind<B>(mut request: http::Request<B>) -> http::Request<B> {
-    let encoded = request.headers().get("grpc-encoding").is_some_and(|encoding| encoding != "identity");
-    if !encoded {
-        request.headers_mut().remove("grpc-accept-encoding");
-    }
-    request
-}
+/// Connections that the system may finish while we are busy.
+const BACKLOG: u32 = 1024;
 
 /// Binds, with the address in the error.
 pub async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
-    TcpListener::bind(address)
-        .await
-        .map_err(|error| std::io::Error::new(error.kind(), format!("cannot listen on {address}: {error}")))
+    let listen = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        // a process that starts again need not wait for connections of the one before
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    listen().map_err(|error| std::io::Error::new(error.kind(), format!("cannot listen on {address}: {error}")))
 }

@@ -1,5 +1,6 @@
 //! A gRPC server on all lanes: the connections of one listener, each dealt to the lane that has fewest.
 
+use std::convert::Infallible;
 use std::io;
 use std::panic::resume_unwind;
 use std::sync::Arc;
@@ -9,18 +10,22 @@ use std::time::Duration;
 use futures::future::{BoxFuture, Shared, select};
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
+use http::{Request, Response};
 use sensorium_runtime::lanes::Lanes;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::UnboundedReceiverStream;
-use tonic::transport::Error;
+use tonic::body::Body;
 use tonic::transport::server::TcpIncoming;
+use tower::Service;
 
+use crate::inbound::{self, Limits};
 use crate::tls::{self, Connection, ServerTls};
 
 /// How long accepting pauses after an error, such as too many open files.
 const PAUSE: Duration = Duration::from_millis(50);
+const REFUSED: &str = "sensorium_connections_refused_total";
 
 /// A place on a lane, held by a connection.
 pub(crate) struct Seat(Arc<AtomicUsize>);
@@ -58,18 +63,70 @@ pub struct Listening {
 /// Resolves when servers are to finish what they have.
 pub type Stop = Shared<BoxFuture<'static, ()>>;
 
-/// Runs one server on each lane, as `serve` makes it of connections and the signal to stop, until all have ended.
-///
-/// # Errors
-/// The first that a server ends with.
-pub async fn serve<F>(
+/// Serves `service` on all lanes until `shutdown` resolves, then finishes what is in work.
+pub async fn serve<S>(
     lanes: &Lanes,
     listening: Listening,
+    limits: Limits,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+    service: S,
+) where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    metrics::describe_counter!(REFUSED, "Connections that were closed since a listener has as many as it may have");
+    let most = limits.connections;
+    let limits = Arc::new(limits);
+    each_lane(lanes, listening, most, shutdown, |incoming, stop| {
+        serve_lane(incoming, service.clone(), limits.clone(), stop)
+    })
+    .await;
+}
+
+/// The connections of one lane.
+async fn serve_lane<S>(
+    mut incoming: BoxStream<'static, io::Result<Connection>>,
+    service: S,
+    limits: Arc<Limits>,
+    stop: Stop,
+) where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    let mut connections = JoinSet::new();
+    let mut stopped = stop.clone();
+    loop {
+        tokio::select! {
+            () = &mut stopped => break,
+            connection = incoming.next() => match connection {
+                Some(Ok(connection)) => {
+                    let (service, limits, stop) = (service.clone(), limits.clone(), stop.clone());
+                    connections.spawn(async move { inbound::serve(connection, service, &limits, stop).await });
+                }
+                // the client's doing, or the lane's event loop is full
+                Some(Err(error)) => tracing::debug!(%error, "a connection was lost before it began"),
+                None => break,
+            },
+            Some(ended) = connections.join_next() => {
+                if let Err(error) = ended {
+                    tracing::error!(%error, "a connection's task panicked");
+                }
+            }
+        }
+    }
+    drop(incoming);
+    while connections.join_next().await.is_some() {}
+}
+
+/// Runs one server on each lane, as `serve` makes it of connections and the signal to stop, until all have ended.
+async fn each_lane<F>(
+    lanes: &Lanes,
+    listening: Listening,
+    most: usize,
     shutdown: impl Future<Output = ()> + Send + 'static,
     serve: impl Fn(BoxStream<'static, io::Result<Connection>>, Stop) -> F,
-) -> Result<(), Error>
-where
-    F: Future<Output = Result<(), Error>> + Send + 'static,
+) where
+    F: Future<Output = ()> + Send + 'static,
 {
     let stop = shutdown.boxed().shared();
     let mut tables: Vec<Table> = Vec::new();
@@ -83,21 +140,25 @@ where
         tables.push((Arc::new(AtomicUsize::new(0)), deal));
     }
     // who stops closes the listener first
-    drop(select(accept(listening.listener, &tables).boxed(), stop).await);
+    drop(select(accept(listening.listener, listening.name, &tables, most).boxed(), stop).await);
     drop(tables);
     while let Some(ended) = serving.join_next().await {
-        ended.unwrap_or_else(|error| resume_unwind(error.into_panic()))?;
+        ended.unwrap_or_else(|error| resume_unwind(error.into_panic()));
     }
-    Ok(())
 }
 
-async fn accept(listener: TcpListener, tables: &[Table]) {
+async fn accept(listener: TcpListener, name: &'static str, tables: &[Table], most: usize) {
     // tonic's own `tcp_nodelay` is not for listeners that it is given: answers of more than a segment would wait for the
     // caller's delayed acknowledgement, 40 ms
     let mut incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     while let Some(accepted) = incoming.next().await {
         match accepted.and_then(TcpStream::into_std) {
             Ok(stream) => {
+                let standing: usize = tables.iter().map(|(taken, _)| taken.load(Relaxed)).sum();
+                if standing >= most {
+                    metrics::counter!(REFUSED, "listener" => name).increment(1);
+                    continue;
+                }
                 let Some((taken, deal)) = tables.iter().min_by_key(|(taken, _)| taken.load(Relaxed)) else { return };
                 // an error: the lane's server has ended, which ends all
                 let _ = deal.send((stream, Seat::take(taken)));
@@ -120,7 +181,7 @@ mod tests {
     use super::*;
 
     /// A server that says which lane it is on to whoever speaks, until it is to stop.
-    async fn tell_lane(mut incoming: BoxStream<'static, io::Result<Connection>>, stop: Stop) -> Result<(), Error> {
+    async fn tell_lane(mut incoming: BoxStream<'static, io::Result<Connection>>, stop: Stop) {
         let mut told = JoinSet::new();
         while let futures::future::Either::Left((Some(connection), _)) = select(incoming.next(), stop.clone()).await {
             let mut connection = connection.unwrap();
@@ -131,7 +192,6 @@ mod tests {
             });
         }
         told.join_all().await;
-        Ok(())
     }
 
     async fn lane_of(stream: &mut TcpStream) -> u8 {
@@ -146,7 +206,7 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let listening = Listening { listener, tls: None, name: "test" };
-        let serving = tokio::spawn(async move { serve(&lanes, listening, stopped.map(drop), tell_lane).await });
+        let serving = tokio::spawn(async move { each_lane(&lanes, listening, 6, stopped.map(drop), tell_lane).await });
 
         let mut on = [Vec::new(), Vec::new()];
         for _ in 0..6 {
@@ -155,6 +215,9 @@ mod tests {
             on[usize::from(lane)].push(stream);
         }
         assert_eq!(on.each_ref().map(Vec::len), [3, 3]);
+        let mut one_more = TcpStream::connect(address).await.unwrap();
+        let closed = async { one_more.write_u8(0).await.is_err() || one_more.read_u8().await.is_err() };
+        assert!(tokio::time::timeout(Duration::from_secs(60), closed).await.unwrap(), "six is what it may have");
         on[1].clear();
         // the lane hears of it when it reads
         let settled = async {
@@ -173,6 +236,6 @@ mod tests {
         assert_eq!(lane_of(&mut on[0][0]).await, 0, "who is in is served");
         assert!(!serving.is_finished());
         drop(on);
-        serving.await.unwrap().unwrap();
+        serving.await.unwrap();
     }
 }

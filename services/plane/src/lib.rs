@@ -13,6 +13,7 @@ mod deadline;
 pub mod deal;
 mod error;
 mod fleet;
+pub mod inbound;
 mod line;
 mod local;
 mod member;
@@ -24,7 +25,6 @@ pub mod tls;
 mod trace;
 
 pub use admin::{AdminService, Cluster};
-pub use connection::{CONNECTION_WINDOW, STREAM_WINDOW};
 pub use convert::version as parse_version;
 pub use deadline::parse as parse_deadline;
 pub use fleet::{Fleet, Make};

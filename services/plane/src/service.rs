@@ -15,18 +15,23 @@ use sensorium_proto::worker::worker_server::{Worker, WorkerServer};
 use sensorium_proto::worker::*;
 use sensorium_runtime::lanes::Lanes;
 use tokio::time::Instant;
+use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 
 use crate::admin::AdminService;
-use crate::connection::{CONNECTION_WINDOW, STREAM_WINDOW};
 use crate::deal::{self, Listening};
 use crate::fleet::Fleet;
+use crate::inbound::Limits;
 use crate::local::LocalMember;
 use crate::member::Member;
 use crate::{convert, deadline, error, extract_trace};
 
 /// Bytes of a request at most: what a gateway lets in, and its frame.
 const MAX_MESSAGE_BYTES: usize = 256 << 20;
+/// A thousand gateways with a connection for each of their lanes.
+const MAX_CONNECTIONS: usize = 8192;
+/// What a gateway adds to the headers that it lets in.
+const MAX_HEADER_BYTES: u32 = 128 << 10;
 
 /// See the module.
 pub struct WorkerService {
@@ -126,23 +131,27 @@ pub async fn serve(
     listening: Listening,
     max_streams: u32,
     shutdown: impl Future<Output = ()> + Send + 'static,
-) -> std::result::Result<(), tonic::transport::Error> {
+) {
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<WorkerServer<WorkerService>>().await;
     let worker = WorkerServer::new(WorkerService::new(member, admission))
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(usize::MAX);
-    let server = tonic::transport::Server::builder()
-        .max_concurrent_streams(max_streams)
-        .http2_keepalive_interval(Some(Duration::from_secs(10)))
-        .http2_keepalive_timeout(Some(Duration::from_secs(5)))
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
+    let mut routes = Routes::builder();
+    routes
         .add_service(worker)
         .add_service(AdminServer::new(AdminService::new(fleet, None)))
         .add_service(health_service);
-    deal::serve(lanes, listening, shutdown, |incoming, stop| {
-        server.clone().serve_with_incoming_shutdown(incoming, stop)
-    })
-    .await
+    let limits = Limits {
+        connections: MAX_CONNECTIONS,
+        streams: max_streams,
+        header_bytes: MAX_HEADER_BYTES,
+        silence: Duration::from_secs(10),
+        // gateways close what they do not need
+        idle: None,
+        age: None,
+        keep_alive: Duration::from_secs(10),
+        keep_alive_timeout: Duration::from_secs(5),
+    };
+    deal::serve(lanes, listening, limits, shutdown, routes.routes().prepare()).await;
 }

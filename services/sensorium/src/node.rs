@@ -270,7 +270,8 @@ impl Serving {
         let settings = Settings::new(telemetry.set_filter(), telemetry.endpoint());
         let (served, lanes) = (door.clone(), lanes.clone());
         Self::start(config, side, &door.readiness, telemetry, move |told| async move {
-            Ok(server::serve(served, settings, &lanes, listener, stopped(told)).await?)
+            server::serve(served, settings, &lanes, listener, stopped(told)).await;
+            Ok(())
         })
     }
 

@@ -53,8 +53,9 @@ pub async fn run(args: ConfigArgs) -> anyhow::Result<ExitCode> {
         let listening_on = Listening { listener, tls: tls::worker(&config)?, name: "worker" };
         let (lanes, max_streams) = (lanes.clone(), config.limits.max_streams);
         Serving::start(&config, side, &readiness, &telemetry, move |told| async move {
-            Ok(sensorium_plane::serve(member, admission, fleet, &lanes, listening_on, max_streams, node::stopped(told))
-                .await?)
+            let stop = node::stopped(told);
+            sensorium_plane::serve(member, admission, fleet, &lanes, listening_on, max_streams, stop).await;
+            Ok(())
         })
     };
 

@@ -8,9 +8,15 @@ use crate::request::{Parameter, Request};
 /// Parameters that say how a request is served, not what it is.
 const NOT_CONTENT: [&str; 3] = [PARAMETER, "priority", "timeout"];
 
-/// One key per row; nothing if the inputs have no rows, or not equally many.
+/// More rows than this are not looked up, however many their version takes: a key and a claim cost memory.
+const MOST_ROWS: usize = 1 << 16;
+
+/// One key per row; nothing if the inputs have no rows, or not equally many, or more than are looked up.
 pub(super) fn rows(request: &Request, namespace: &str, tenant: &str) -> Option<Vec<u128>> {
     let count = request.inputs.first()?.tensor.rows();
+    if count > MOST_ROWS {
+        return None;
+    }
     let mut inputs: Vec<_> = request.inputs.iter().collect();
     inputs.sort_by(|a, b| a.name.cmp(&b.name));
     let mut common = Hasher::new();

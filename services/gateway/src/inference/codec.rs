@@ -6,6 +6,7 @@ use bytes::Bytes;
 use prost::Message;
 use sensorium_actors::error::{Error, Result};
 use sensorium_actors::request::{NamedTensor, Parameter, Parameters, Reply, Request};
+use sensorium_actors::shapes::Claimed;
 use sensorium_actors::tensor::{DataType, Tensor};
 use sensorium_plane::parse_version;
 use sensorium_proto::inference::infer_parameter::ParameterChoice;
@@ -52,6 +53,15 @@ pub fn bytes_to_copy(message: &ModelInferRequest) -> usize {
         typed.saturating_add(usize::try_from(shared).unwrap_or(usize::MAX))
     };
     message.inputs.iter().map(of).fold(0, usize::saturating_add)
+}
+
+/// The inputs as the message says they are, before their values are looked at.
+pub fn claimed(message: &ModelInferRequest) -> impl Iterator<Item = Claimed<'_>> {
+    message.inputs.iter().map(|input| Claimed {
+        name: &input.name,
+        is_bytes: input.datatype == DataType::Bytes.as_str(),
+        shape: &input.shape,
+    })
 }
 
 /// Reads a request; raw contents stay where they are.

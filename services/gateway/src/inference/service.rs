@@ -4,15 +4,17 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use futures::{Stream, StreamExt};
+use prost::Message;
 use sensorium_actors::error::{Error, Result};
 use sensorium_actors::manifest::Manifest;
 use sensorium_actors::request::{Reply, ReplyStream};
+use sensorium_actors::shapes;
 use sensorium_plane::parse_version;
 use sensorium_proto::inference::grpc_inference_service_server::GrpcInferenceService;
 use sensorium_proto::inference::infer_parameter::ParameterChoice;
 use sensorium_proto::inference::*;
 use tokio::time::Instant;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Extensions, Request, Response, Status, Streaming};
 use tracing::Instrument;
 
 use super::codec::{self, Incoming};
@@ -20,6 +22,7 @@ use super::metadata;
 use super::settings::Settings;
 use super::shared_memory::Regions;
 use crate::auth::require_admin;
+use crate::bounds::{charge, held};
 use crate::context::{context, context_since};
 use crate::server::Door;
 use crate::trace;
@@ -57,19 +60,33 @@ impl InferenceService {
         &self,
         incoming: Incoming,
         context: &sensorium_actors::request::Context,
-    ) -> Result<ModelInferResponse> {
+        extensions: &Extensions,
+    ) -> Result<Response<ModelInferResponse>> {
+        let permit = self.door.router.admission().enter(context)?;
         let reply = match self.door.understanding.named(&incoming.request.model) {
-            Some(understanding) => Box::pin(understanding.infer(&incoming.request, context)).await?,
-            None => self.door.router.infer(&incoming.request, context).await?,
+            Some(understanding) => Box::pin(understanding.infer_within(&incoming.request, context)).await?,
+            None => self.door.router.infer_within(&incoming.request, context).await?,
         };
-        encode(&self.door, &self.regions, &incoming.id, &incoming.wanted, reply).await
+        let charge = charge(extensions, reply.bytes())?;
+        let answer = encode(&self.door, &self.regions, &incoming.id, &incoming.wanted, reply).await?;
+        Ok(held(answer, permit, charge))
     }
 }
 
 /// More bytes than this are not converted or copied where other requests wait for their turn.
 const INLINE: usize = 1 << 20;
 
-async fn decode(message: ModelInferRequest, regions: &Arc<Regions>) -> Result<Incoming> {
+async fn decode(door: &Door, message: ModelInferRequest, regions: &Arc<Regions>) -> Result<Incoming> {
+    // before anything is made of what the shapes say
+    match door.understanding.named(&message.model_name) {
+        Some(understanding) => {
+            shapes::check(&shapes::accepts(understanding.manifest()), codec::claimed(&message))?;
+        }
+        None => {
+            let version = parse_version(&message.model_version, "model_version")?;
+            door.router.must_accept(&message.model_name, version, codec::claimed(&message))?;
+        }
+    }
     if codec::bytes_to_copy(&message) <= INLINE {
         return codec::decode(message, regions);
     }
@@ -90,7 +107,7 @@ async fn encode(
     }
     // a reply that nobody can describe any more is a reply all the same; boxed, since few requests ask for it
     let described = Box::pin(door.fleet.describe(&reply.model, Some(reply.version))).await.ok();
-    let bytes: usize = reply.outputs.iter().map(|output| output.tensor.data().len()).sum();
+    let bytes = reply.bytes();
     let encode = move |wanted: &[codec::Wanted], regions: &Regions| {
         let labels = described.as_ref().map_or(&[][..], |described| &described.labels);
         codec::encode(reply, id, wanted, regions, labels)
@@ -158,10 +175,9 @@ impl GrpcInferenceService for InferenceService {
         let span = trace::request_span("ModelInfer", &request.get_ref().model_name, request.metadata());
         async move {
             let (metadata, extensions, message) = request.into_parts();
-            let incoming = decode(message, &self.regions).await.map_err(|error| from_error(&error))?;
+            let incoming = decode(&self.door, message, &self.regions).await.map_err(|error| from_error(&error))?;
             let context = context(&metadata, &extensions, &incoming.request.parameters)?;
-            let answer = self.infer(incoming, &context).await;
-            answer.map(Response::new).map_err(|error| from_error(&error))
+            self.infer(incoming, &context, &extensions).await.map_err(|error| from_error(&error))
         }
         .instrument(span)
         .await
@@ -312,7 +328,8 @@ fn stream_one(
     async_stream::try_stream! {
         let _timed = trace::Timed::start("ModelStreamInfer");
         let span = trace::request_span("ModelStreamInfer", &message.model_name, &metadata);
-        let incoming = decode(message, &regions).await?;
+        let _received = charge(&extensions, message.encoded_len())?;
+        let incoming = decode(&door, message, &regions).await?;
         let context = span.in_scope(|| context_since(&metadata, &extensions, &incoming.request.parameters, received));
         let context = context.map_err(|status| Error::invalid("grpc-timeout", status.message()))?;
         let Incoming { mut request, id, wanted } = incoming;

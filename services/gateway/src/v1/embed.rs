@@ -1,6 +1,7 @@
 //! Embeddings of parts, in each model's own space or in the shared one.
 
 use futures::future::try_join_all;
+use prost::Message;
 use sensorium_actors::error::{Error, Result};
 use sensorium_actors::manifest::Modality as Sense;
 use sensorium_actors::request::{Context, Request};
@@ -9,12 +10,19 @@ use sensorium_actors::understand::{Event, Input};
 use sensorium_proto::v1::embed_request::Space;
 use sensorium_proto::v1::part::Content;
 use sensorium_proto::v1::{EmbedRequest, EmbedResponse, Embedding, ModelRef, Part};
+use tonic::{Extensions, Response};
 
 use super::convert::modality;
+use crate::bounds::{charge, held};
 use crate::server::Door;
 
 /// Embeds all parts in parallel.
-pub async fn embed(door: &Door, request: EmbedRequest, context: &Context) -> Result<EmbedResponse> {
+pub async fn embed(
+    door: &Door,
+    request: EmbedRequest,
+    context: &Context,
+    extensions: &Extensions,
+) -> Result<Response<EmbedResponse>> {
     let (count, most) = (request.parts.len(), door.limits.max_parts);
     if count == 0 {
         return Err(Error::invalid("parts", "empty, expected at least one"));
@@ -22,7 +30,7 @@ pub async fn embed(door: &Door, request: EmbedRequest, context: &Context) -> Res
     if count > most {
         return Err(Error::invalid("parts", format!("{count} parts, the limit is {most}")));
     }
-    let _permit = door.router.admission().enter(context)?;
+    let permit = door.router.admission().enter(context)?;
     let space = Space::try_from(request.space)
         .map_err(|_| Error::invalid("space", format!("{}, expected SPACE_NATIVE or SPACE_SHARED", request.space)))?;
     let parts = request.parts.into_iter().enumerate().map(|(index, part)| async move {
@@ -35,7 +43,9 @@ pub async fn embed(door: &Door, request: EmbedRequest, context: &Context) -> Res
             other => other,
         })
     });
-    Ok(EmbedResponse { embeddings: try_join_all(parts).await? })
+    let answer = EmbedResponse { embeddings: try_join_all(parts).await? };
+    let charge = charge(extensions, answer.encoded_len())?;
+    Ok(held(answer, permit, charge))
 }
 
 async fn native(door: &Door, part: Part, context: &Context) -> Result<Embedding> {

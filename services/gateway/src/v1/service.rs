@@ -34,9 +34,10 @@ impl Sensorium for SensoriumService {
         let _timed = Timed::start("Embed");
         let span = request_span("Embed", "", request.metadata());
         async {
-            let context = context(request.metadata(), request.extensions(), &Parameters::default())?;
-            let embedded = embed::embed(&self.door, request.into_inner(), &context).await;
-            embedded.map(Response::new).map_err(|error| from_error(&error))
+            let (metadata, extensions, message) = request.into_parts();
+            let context = context(&metadata, &extensions, &Parameters::default())?;
+            let embedded = embed::embed(&self.door, message, &context, &extensions).await;
+            embedded.map_err(|error| from_error(&error))
         }
         .instrument(span)
         .await

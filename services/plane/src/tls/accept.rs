@@ -4,6 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -38,7 +39,19 @@ enum Io {
 pub struct Connection {
     io: Io,
     info: TcpConnectInfo,
+    heard: Arc<AtomicUsize>,
     _seat: Seat,
+}
+
+impl Connection {
+    fn new(io: Io, info: TcpConnectInfo, seat: Seat) -> Self {
+        Self { io, info, heard: Arc::default(), _seat: seat }
+    }
+
+    /// Bytes that the peer has said so far, within TLS.
+    pub(crate) fn heard(&self) -> Arc<AtomicUsize> {
+        self.heard.clone()
+    }
 }
 
 /// Connections of a listener that is called `name` in logs and metrics. Handshakes run side by side, so a client that is
@@ -71,7 +84,8 @@ pub(crate) fn incoming(
 }
 
 fn plain(stream: TcpStream, seat: Seat) -> Connection {
-    Connection { info: stream.connect_info(), io: Io::Plain(stream), _seat: seat }
+    let info = stream.connect_info();
+    Connection::new(Io::Plain(stream), info, seat)
 }
 
 async fn handshake(accepted: Accepted, tls: &ServerTls, complaints: &Complaints) -> Option<Connection> {
@@ -79,7 +93,7 @@ async fn handshake(accepted: Accepted, tls: &ServerTls, complaints: &Complaints)
     let info = stream.connect_info();
     let acceptor = TlsAcceptor::from(tls.get());
     match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
-        Ok(Ok(stream)) => return Some(Connection { io: Io::Tls(Box::new(stream)), info, _seat: seat }),
+        Ok(Ok(stream)) => return Some(Connection::new(Io::Tls(Box::new(stream)), info, seat)),
         // probes connect and leave
         Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
             tracing::debug!(listener = complaints.name, peer = ?info.remote_addr, "left without a handshake");
@@ -128,7 +142,7 @@ impl Connected for Connection {
 
 macro_rules! either {
     ($connection:expr, $io:ident => $call:expr) => {
-        match &mut $connection.get_mut().io {
+        match &mut $connection.as_mut().get_mut().io {
             Io::Plain(stream) => {
                 let $io = Pin::new(stream);
                 $call
@@ -142,26 +156,29 @@ macro_rules! either {
 }
 
 impl AsyncRead for Connection {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        either!(self, io => io.poll_read(cx, into))
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = into.filled().len();
+        let read = either!(self, io => io.poll_read(cx, into));
+        self.heard.fetch_add(into.filled().len() - before, Ordering::Relaxed);
+        read
     }
 }
 
 impl AsyncWrite for Connection {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, from: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, from: &[u8]) -> Poll<io::Result<usize>> {
         either!(self, io => io.poll_write(cx, from))
     }
 
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         either!(self, io => io.poll_flush(cx))
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         either!(self, io => io.poll_shutdown(cx))
     }
 
     fn poll_write_vectored(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         from: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
