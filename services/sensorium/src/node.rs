@@ -231,7 +231,7 @@ async fn jobs(config: &Config, alone: bool, bus: Bus) -> anyhow::Result<Option<J
 pub struct Serving {
     stop: watch::Sender<bool>,
     grpc: JoinHandle<anyhow::Result<()>>,
-    http: JoinHandle<std::io::Result<()>>,
+    http: JoinHandle<()>,
 }
 
 /// Resolves when the process stops its servers.
@@ -254,7 +254,8 @@ impl Serving {
     {
         let (stop, told) = watch::channel(false);
         let metrics = http::Metrics { path: config.metrics_path.clone(), render: telemetry.render() };
-        let http = tokio::spawn(http::serve(side, readiness.clone(), metrics, stopped(told.clone())));
+        let silence = Duration::from_secs(config.limits.silence_seconds);
+        let http = tokio::spawn(http::serve(side, readiness.clone(), metrics, silence, stopped(told.clone())));
         Self { stop, grpc: tokio::spawn(grpc(told)), http }
     }
 
