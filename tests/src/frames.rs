@@ -72,6 +72,12 @@ impl Frames {
         settings.put_u32(window);
         put(&mut hello, SETTINGS, 0, 0, &settings);
         frames.write(&hello).await;
+        // until then the windows are those of the protocol, and small
+        let mut met = [false; 2];
+        while met != [true; 2] {
+            let came = frames.read().await.expect("the server's settings");
+            met[usize::from(came.kind == WINDOW_UPDATE)] = true;
+        }
         frames
     }
 
@@ -141,25 +147,29 @@ impl Frames {
         let _ = self.stream.write_all(bytes).await;
     }
 
-    /// The next frame that is not about the connection alone; nothing if the connection has ended. Pings are answered.
+    /// The next frame; nothing if the connection has ended. Settings and pings are answered.
+    async fn read(&mut self) -> Option<Came> {
+        let mut head = [0; 9];
+        self.stream.read_exact(&mut head).await.ok()?;
+        let mut head = &head[..];
+        let length = usize::try_from(head.get_uint(3)).expect("24 bits");
+        let (kind, flags, stream) = (head.get_u8(), head.get_u8(), head.get_u32());
+        let mut payload = vec![0; length];
+        self.stream.read_exact(&mut payload).await.ok()?;
+        if matches!(kind, SETTINGS | PING) && flags & ACK == 0 {
+            let mut answer = BytesMut::new();
+            put(&mut answer, kind, ACK, 0, if kind == PING { &payload } else { &[] });
+            self.write(&answer).await;
+        }
+        Some(Came { kind, flags, stream, payload: payload.into() })
+    }
+
+    /// The next frame that is not about the connection alone; nothing if the connection has ended.
     pub async fn next(&mut self) -> Option<Came> {
         loop {
-            let mut head = [0; 9];
-            self.stream.read_exact(&mut head).await.ok()?;
-            let mut head = &head[..];
-            let length = usize::try_from(head.get_uint(3)).expect("24 bits");
-            let (kind, flags, stream) = (head.get_u8(), head.get_u8(), head.get_u32());
-            let mut payload = vec![0; length];
-            self.stream.read_exact(&mut payload).await.ok()?;
-            match kind {
-                SETTINGS | PING if flags & ACK != 0 => {}
-                SETTINGS | PING => {
-                    let mut answer = BytesMut::new();
-                    put(&mut answer, kind, ACK, 0, if kind == PING { &payload } else { &[] });
-                    self.write(&answer).await;
-                }
-                WINDOW_UPDATE => {}
-                _ => return Some(Came { kind, flags, stream, payload: payload.into() }),
+            let came = self.read().await?;
+            if !matches!(came.kind, SETTINGS | PING | WINDOW_UPDATE) {
+                return Some(came);
             }
         }
     }

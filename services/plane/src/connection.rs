@@ -34,6 +34,8 @@ const HANDSHAKE: Duration = Duration::from_secs(2);
 pub const STREAM_WINDOW: u32 = 1 << 20;
 /// The same of all streams of a connection together.
 pub const CONNECTION_WINDOW: u32 = 8 << 20;
+/// Streams that were given up of late, and of which frames may still come.
+const RESETS: usize = 4096;
 
 /// No connection came about, so nothing was asked.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -214,6 +216,9 @@ async fn start(
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .enable_push(false)
+        // callers that turn away in a storm end their own streams, not the connection that others are on
+        .max_concurrent_reset_streams(RESETS)
+        .max_local_error_reset_streams(None)
         .handshake(io)
         .await?;
     let pings = connection.ping_pong();

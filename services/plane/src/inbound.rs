@@ -34,6 +34,9 @@ use crate::tls::Connection;
 const SEND_BUFFER: usize = 64 << 10;
 /// The client's preface, which is the first that it says.
 const PREFACE: usize = 24;
+/// Frames for streams that were ended here, over the life of a connection. A caller whose message is refused half way has
+/// the rest of it under way, and so have all others that a proxy carries.
+const RESETS: usize = 1 << 20;
 /// Of a connection's age, the part by which two of them may differ: clients that came together do not leave together.
 const JITTER: f64 = 0.2;
 
@@ -142,6 +145,7 @@ where
         .initial_stream_window_size(STREAM_WINDOW)
         .max_concurrent_streams(limits.streams)
         .max_pending_accept_reset_streams(usize::try_from(limits.streams).unwrap_or(usize::MAX))
+        .max_local_error_reset_streams(RESETS)
         .max_header_list_size(limits.header_bytes)
         .max_send_buf_size(SEND_BUFFER)
         .keep_alive_interval(limits.keep_alive)

@@ -1,6 +1,7 @@
-//! Configuration, watched files, telemetry, signals, threads: what every process needs and none of our domain.
+//! Configuration, open and watched files, telemetry, signals, threads: what every process needs and none of our domain.
 
 pub mod config;
+pub mod files;
 pub mod lanes;
 pub mod signal;
 pub mod telemetry;

@@ -24,6 +24,7 @@ pub async fn run(args: ConfigArgs) -> anyhow::Result<ExitCode> {
     let mut shutdown = Shutdown::listen()?;
     let membership = node::membership(&config, Role::Gateway)?;
     let telemetry = telemetry::init()?;
+    sensorium_runtime::files::raise_limit();
     sensorium_actors::metrics::describe();
     let grpc = server::bind(config.grpc).await?;
     let side = server::bind(config.http(8002)).await?;

@@ -35,6 +35,7 @@ pub async fn run(args: ConfigArgs) -> anyhow::Result<ExitCode> {
     let mut shutdown = Shutdown::listen()?;
     let membership = node::membership(&config, Role::Worker)?;
     let telemetry = telemetry::init()?;
+    sensorium_runtime::files::raise_limit();
     sensorium_actors::metrics::describe();
     let listener = server::bind(config.listen).await?;
     let side = server::bind(config.http(8102)).await?;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use prost::Message;
 use sensorium_proto::inference::ServerLiveRequest;
-use sensorium_tests::{Frames, Neighbours, chaos, eventually, get, within};
+use sensorium_tests::{Cluster, Frames, Load, Neighbours, Repository, chaos, eventually, get, within};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -39,6 +39,42 @@ async fn a_storm_of_cancellations_leaves_the_connection_to_others() {
     })
     .await;
     neighbours.were_not_hurt("a storm of cancellations").await;
+}
+
+/// Callers that turn away speak neither against the worker that they were sent to, nor against its connection.
+#[tokio::test]
+async fn a_storm_of_cancellations_ejects_no_worker() {
+    let repository = Repository::new().with(&["identity"]).chaos("chaos", &[]);
+    let cluster = Cluster::start(repository, 1, 1).await;
+    let gateway = &cluster.gateways[0];
+    let client = gateway.client().await;
+    let load = Load::start(&client, 2, |_, _| chaos("identity", 0.0, 1.0));
+    load.answers(20).await;
+    let mut proxy = Frames::open(gateway.grpc, 1 << 20).await;
+    let slow = chaos("chaos", -500.0, 0.0).message().encode_to_vec();
+    let mut stream = 1;
+    for _ in 0..10 {
+        let begun: Vec<u32> = (0..300).map(|n| stream + 2 * n).collect();
+        for &call in &begun {
+            let frames = proxy.call(call, INFER, &slow);
+            proxy.write(&frames).await;
+        }
+        // some of them have reached the worker
+        load.answers(5).await;
+        let resets: Vec<u8> = begun.iter().flat_map(|&call| Frames::reset(call)).collect();
+        proxy.write(&resets).await;
+        stream += 600;
+    }
+    load.answers(50).await;
+    let (_, failures) = load.stop().await;
+    assert!(failures.is_empty(), "{failures:?}");
+    for nothing in ["sensorium_retries_total", "sensorium_ejections_total"] {
+        let count = gateway.metric(nothing, &[]).await;
+        assert!(count < 0.5, "{nothing}: {count}");
+    }
+    let live = proxy.call(stream, LIVE, &ServerLiveRequest {}.encode_to_vec());
+    proxy.write(&live).await;
+    assert!(within(proxy.is_answered(stream)).await, "the connection lives on");
 }
 
 /// Connects and reads until the server ends it.

@@ -124,7 +124,8 @@ async fn messages_that_were_made_to_inflate_are_refused() {
         for text in ["short", &words] {
             client.model_infer(Ask::text(text).request()).await.unwrap();
         }
-        let large = Ask::of("wide").fp32("INPUT0", &[1, 1 << 18], &vec![0.5; 1 << 18]);
+        let values: Vec<f32> = (0..1u32 << 18).map(|n| (n % 10_007) as f32).collect();
+        let large = Ask::of("wide").fp32("INPUT0", &[1, 1 << 18], &values);
         assert_eq!(
             client.model_infer(large.request()).await.unwrap().into_inner().raw_output_contents[0].len(),
             1 << 20
