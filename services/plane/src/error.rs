@@ -19,6 +19,7 @@ const TRAILER: &str = "sensorium-error-bin";
 const REASONS: [&str; 22] = [
     "BLOCKED",
     "CONCURRENCY_LIMIT",
+    "DECODING_FULL",
     "DRAINING",
     "LOADING",
     "LOAD_FAILED",
