@@ -46,7 +46,11 @@ pub(super) fn encode(
         }
         let total = *cut_from.get_or_insert(encoded.total);
         // the first time that is all but the template, then whatever the seams still take
-        let over = if room == most { tokenizer.encode(&whole(""), most, true).map_err(invalid)?.total } else { encoded.total - most };
+        let over = if room == most {
+            tokenizer.encode(&whole(""), most, true).map_err(invalid)?.total
+        } else {
+            encoded.total - most
+        };
         room = room.saturating_sub(over);
         if room == 0 {
             let why = format!("{total} tokens, and the limit of {most} has no room for any beside the chat template");
@@ -62,4 +66,59 @@ fn checked(field: &str, prompt: Prompt) -> Result<Prompt> {
         return Err(Error::invalid(field, "no tokens, expected a prompt"));
     }
     Ok(prompt)
+}
+
+#[cfg(test)]
+mod tests {
+    use sensorium_media::text::Tokenizer;
+
+    use super::*;
+
+    /// Of one token a word, `w0` to `w99`, `<u>` and `<a>` for the turns.
+    fn generator() -> Generator {
+        let words = (0..100).map(|n| format!("w{n}")).chain(["<u>", "<a>", "[UNK]"].map(str::to_owned));
+        let vocabulary: serde_json::Map<_, _> = words.enumerate().map(|(id, word)| (word, id.into())).collect();
+        let file = serde_json::json!({
+            "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+            "pre_tokenizer": {"type": "WhitespaceSplit"}, "post_processor": null, "decoder": null,
+            "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "[UNK]"}
+        });
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tokenizer.json");
+        std::fs::write(&path, file.to_string()).unwrap();
+        Generator { tokenizer: Tokenizer::from_file(&path).unwrap(), end: Vec::new() }
+    }
+
+    #[test]
+    fn a_long_prompt_loses_its_own_end_and_not_the_templates() {
+        let generator = generator();
+        let manifest =
+            Manifest::generator("[limits]\nmax_tokens = 10\n[generation]\nchat_template = \"<u> {prompt} <a> w99\"");
+        let encode = |words: usize, raw| {
+            let prompt: Vec<String> = (0..words).map(|n| format!("w{n}")).collect();
+            super::encode(&generator, &manifest, "prompt", prompt.join(" ").as_bytes(), raw)
+        };
+        let ids =
+            |words: std::ops::Range<u32>| -> Vec<u32> { [100].into_iter().chain(words).chain([101, 99]).collect() };
+        let whole = encode(7, false).unwrap();
+        assert_eq!((whole.ids, whole.cut_from), (ids(0..7), None));
+        for words in [8, 20, 99] {
+            let cut = encode(words, false).unwrap();
+            assert_eq!((cut.ids, cut.cut_from), (ids(0..7), Some(words + 3)));
+        }
+        let raw = encode(20, true).unwrap();
+        assert_eq!((raw.ids, raw.cut_from), ((0..10).collect(), Some(20)));
+    }
+
+    #[test]
+    fn a_template_that_leaves_no_room_and_a_text_of_no_tokens_are_refused() {
+        let generator = generator();
+        let narrow =
+            Manifest::generator("[limits]\nmax_tokens = 3\n[generation]\nchat_template = \"<u> {prompt} <a> w99\"");
+        let why = super::encode(&generator, &narrow, "prompt", b"w1 w2", false).err().unwrap();
+        assert!(why.to_string().contains("no room"), "{why}");
+        let plain = Manifest::generator("");
+        let why = super::encode(&generator, &plain, "prompt", b"  \n", true).err().unwrap();
+        assert!(why.to_string().contains("no tokens"), "{why}");
+    }
 }

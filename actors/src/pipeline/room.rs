@@ -12,7 +12,7 @@ use crate::request::Context;
 /// What a permit stands for.
 const UNIT: usize = 1 << 10;
 /// How long a request without a deadline waits for room.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 /// When to come again.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
@@ -25,7 +25,15 @@ pub(super) struct Room {
 
 /// A share of them, given back when it is dropped.
 pub(super) struct Share {
-    _permit: OwnedSemaphorePermit,
+    permit: OwnedSemaphorePermit,
+}
+
+impl Share {
+    /// Gives back what is beyond `bytes`.
+    pub(super) fn shrink(&mut self, bytes: u64) {
+        let units = usize::try_from(bytes).unwrap_or(usize::MAX).div_ceil(UNIT);
+        drop(self.permit.split(self.permit.num_permits().saturating_sub(units)));
+    }
 }
 
 impl Room {
@@ -51,7 +59,7 @@ impl Room {
         let patience = context.deadline.map_or(PATIENCE, |deadline| deadline.saturating_duration_since(now) * 9 / 10);
         let waiting = self.units.clone().acquire_many_owned(units);
         match tokio::time::timeout(patience, waiting).await {
-            Ok(permit) => Ok(Share { _permit: permit.map_err(|_| Error::lost("the decoding pool"))? }),
+            Ok(permit) => Ok(Share { permit: permit.map_err(|_| Error::lost("the decoding pool"))? }),
             Err(_) => Err(Error::Exhausted {
                 reason: "DECODING_FULL",
                 message: format!("{field} decodes to about {bytes} bytes, and other requests hold the room for them"),
@@ -84,7 +92,13 @@ mod tests {
             async move { room.take(10 << 10, "image", &Context::default()).await.map(drop) }
         });
         tokio::task::yield_now().await;
-        drop((held, small));
+        drop(small);
+        assert_eq!(room.units.available_permits(), 0, "kept for the one that waits");
+        let mut held = held;
+        held.shrink(1 << 10);
+        held.shrink(5 << 10);
+        assert_eq!(held.permit.num_permits(), 1);
+        drop(held);
         waiting.await.unwrap().unwrap();
     }
 }

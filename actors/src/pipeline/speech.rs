@@ -91,27 +91,25 @@ struct Clip {
 
 /// Decodes a clip within the room that it says to need. One that says nothing, or too little, has its length guessed; if
 /// that was too short, it is decoded again with room for the longest clip that is allowed.
-async fn decode(
-    served: &Arc<Served>,
-    field: &str,
-    encoded: &Bytes,
-    context: &Context,
-    pool: &Pool,
-) -> Result<Clip> {
+async fn decode(served: &Arc<Served>, field: &str, encoded: &Bytes, context: &Context, pool: &Pool) -> Result<Clip> {
     let manifest = &served.manifest;
     let limits = audio::Limits { max_bytes: manifest.limits.max_bytes, max_seconds: manifest.limits.max_seconds };
     let (head, clip) = (encoded.clone(), encoded.clone());
-    let length = pool.run(move || audio::length(&head, &limits)).await?.map_err(|error| Error::invalid(field, error))?;
+    let length =
+        pool.run(move || audio::length(&head, &limits)).await?.map_err(|error| Error::invalid(field, error))?;
     let mut seconds = length.seconds.min(limits.max_seconds);
     loop {
-        let room = pool.room(room_for(seconds, length.sample_rate), field, context).await?;
+        let mut room = pool.room(room_for(seconds, length.sample_rate), field, context).await?;
         let (clip, allowed) = (clip.clone(), audio::Limits { max_seconds: seconds, ..limits });
         let decoded = pool.run(move || {
             let clip = audio::decode(&clip, &allowed)?;
             audio::resample(&clip, RATE)
         });
         match decoded.await? {
-            Ok(samples) => return Ok(Clip { samples, room }),
+            Ok(samples) => {
+                room.shrink(bytes_of(&samples, DETECTING));
+                return Ok(Clip { samples, room });
+            }
             Err(audio::Error::TooLong { .. }) if seconds < limits.max_seconds => seconds = limits.max_seconds,
             Err(error @ audio::Error::Resample { .. }) => return Err(Error::Internal(error.to_string())),
             Err(error) => return Err(Error::invalid(field, error)),
@@ -123,8 +121,16 @@ async fn decode(
 /// for the detector, as its tensor, and as a window's spectrogram.
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
 fn room_for(seconds: f64, sample_rate: u32) -> u64 {
-    let samples = seconds * (f64::from(sample_rate) + 4.0 * f64::from(RATE));
+    let samples = seconds * (f64::from(sample_rate) + f64::from(COPIES) * f64::from(RATE));
     (samples * 4.0).ceil() as u64
+}
+
+/// Copies of the samples at 16 kHz there are at most, and while the detector is asked.
+const COPIES: u16 = 4;
+const DETECTING: u64 = 3;
+
+fn bytes_of(samples: &[f32], copies: u64) -> u64 {
+    copies * size_of_val(samples) as u64
 }
 
 /// Speech probability of each 512 samples.
@@ -222,8 +228,9 @@ async fn hear(
     pool: &Pool,
 ) -> Result<Hearing> {
     let detector = served.upstream()?;
-    let Clip { samples, room: _room } = decode(served, &field, &clip, context, pool).await?;
+    let Clip { samples, mut room } = decode(served, &field, &clip, context, pool).await?;
     let probabilities = probabilities(&detector, &samples, context).await?;
+    room.shrink(bytes_of(&samples, 1));
     let segments = vad::segments(&probabilities, samples.len(), &vad::Options::default());
     let windows = if samples.len() <= vad::MAX_WINDOW && !segments.is_empty() {
         // what fits is heard whole: a start that is cut close costs Whisper the first word

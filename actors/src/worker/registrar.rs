@@ -77,7 +77,8 @@ impl Registrar {
 fn announce(worker: &Worker, lease: &Lease) {
     let served = worker.versions();
     let broken = worker.broken();
-    let held = served.iter().map(|served| held(served)).chain(broken.iter().map(|(name, broken)| missing(name, broken)));
+    let held =
+        served.iter().map(|served| held(served)).chain(broken.iter().map(|(name, broken)| missing(name, broken)));
     let held = held.collect();
     lease.update(|registration| registration.models = held);
 }

@@ -116,13 +116,7 @@ pub type Upstream = Arc<dyn Fn() -> Option<Arc<Served>> + Send + Sync>;
 
 impl Served {
     /// A version that is about to be started.
-    pub fn new(
-        manifest: Arc<Manifest>,
-        version: u64,
-        path: String,
-        files: Files,
-        upstream: Option<Upstream>,
-    ) -> Self {
+    pub fn new(manifest: Arc<Manifest>, version: u64, path: String, files: Files, upstream: Option<Upstream>) -> Self {
         let Files { directory, assets, fingerprint } = files;
         Self {
             fingerprint,

@@ -94,7 +94,9 @@ mod tests {
 
     #[test]
     fn what_was_raised_is_told_and_no_more() {
-        let raised = format!("{SCRIPT}RuntimeError: index out of range\n  in self\nException raised from f at x.cpp:1\nframe #0");
+        let raised = format!(
+            "{SCRIPT}RuntimeError: index out of range\n  in self\nException raised from f at x.cpp:1\nframe #0"
+        );
         assert_eq!(words(&raised), "RuntimeError: index out of range in self");
         assert_eq!(words("shape '[2]' is invalid\nException raised from f"), "shape '[2]' is invalid");
         let long = words(&"é".repeat(1000));
