@@ -122,6 +122,14 @@ impl Entry {
         }
     }
 
+    /// Whether it has been begun, and its model must not do anything twice.
+    pub fn must_not_be_repeated(&self, idempotent: bool) -> bool {
+        match &self.work {
+            Work::Forward { begun, .. } => begun.as_ref().is_some_and(Begun::is_set),
+            Work::Generate(_) => !idempotent,
+        }
+    }
+
     /// Answers with an error.
     pub fn refuse(self, error: Error) {
         // nobody listening is fine: that is what `abandoned` means

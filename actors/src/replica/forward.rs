@@ -174,7 +174,7 @@ pub(super) fn isolate(manifest: &Manifest, batcher: &ActorRef<Message>, held: Ba
     for (mut meta, entry) in held {
         if !company || entry.attempts > 0 {
             entry.refuse(error.clone());
-        } else if !manifest.routing.idempotent {
+        } else if entry.must_not_be_repeated(manifest.routing.idempotent) {
             entry.refuse(Error::begun(&manifest.name, &format!("its batch failed ({error})")));
         } else {
             meta.alone = true;
