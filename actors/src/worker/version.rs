@@ -67,7 +67,9 @@ impl Actor for Version {
         let intensity = Intensity::new(replicas.max_restarts, Duration::from_millis(replicas.restart_window_ms));
         let count = replicas.count;
         // what its predecessor could not load is tried anew
-        (0..count).for_each(|number| drop(served.note_replica(number, None)));
+        for number in 0..count {
+            served.note_replica(number, None);
+        }
         let (replicas, pauses) = (HashMap::new(), HashMap::new());
         let mut state = State { served, shared, batcher, replicas, intensity, pauses };
         for number in 0..count {
