@@ -14,9 +14,13 @@ pub enum Error {
     /// The model cannot be loaded: a file is missing, or a tensor has another shape than the architecture asks for.
     #[error("cannot load: {0}")]
     Load(String),
-    /// The batch is not what the model takes. The caller's fault; the engine is fine.
+    /// The batch is not what the model takes, or its own code refuses it. The caller's fault; the engine is fine.
     #[error("bad input: {0}")]
     Input(String),
+    /// The model gave what its manifest does not allow, or NaN or infinity. The version's fault; loading it again would
+    /// not help.
+    #[error("bad output: {0}")]
+    Output(String),
     /// The device failed. The replica is restarted.
     #[error("device failed: {0}")]
     Device(String),

@@ -87,6 +87,13 @@ impl Error {
         }
     }
 
+    /// A request that must not be executed twice was begun when its replica failed.
+    pub fn begun(who: &str, why: &str) -> Self {
+        Self::Internal(format!(
+            "{who} had begun the request when {why}; as routing.idempotent = false, it is not executed again"
+        ))
+    }
+
     /// Short and lower-case, for metrics labels.
     pub fn code(&self) -> &'static str {
         match self {

@@ -21,6 +21,8 @@ pub struct VersionMetrics {
     pub expired: Counter,
     /// Rows that nobody waited for any more.
     pub abandoned: Counter,
+    /// Rows or sequences for which the model computed NaN or infinity.
+    pub non_finite: Counter,
     /// Seconds in the queue.
     pub queue: Histogram,
     /// Seconds on the device.
@@ -59,6 +61,7 @@ impl VersionMetrics {
             refused: counter!("sensorium_queue_refused_total", &labels),
             expired: counter!("sensorium_queue_expired_total", &labels),
             abandoned: counter!("sensorium_queue_abandoned_total", &labels),
+            non_finite: counter!("sensorium_non_finite_outputs_total", &labels),
             queue: histogram!("sensorium_queue_duration_seconds", &labels),
             compute: histogram!("sensorium_compute_duration_seconds", &labels),
             batch_size: histogram!("sensorium_batch_size", &labels),
@@ -146,6 +149,7 @@ pub fn describe() {
     count!("sensorium_queue_refused_total", "Rows refused since the queue was full");
     count!("sensorium_queue_expired_total", "Rows whose deadline or timeout passed in the queue");
     count!("sensorium_queue_abandoned_total", "Rows that nobody waited for any more when their turn came");
+    count!("sensorium_non_finite_outputs_total", "Rows or sequences for which the model computed NaN or infinity");
     spread!("sensorium_queue_duration_seconds", Unit::Seconds, "Time of a row in the queue");
     spread!("sensorium_compute_duration_seconds", Unit::Seconds, "Time of a batch on the device");
     spread!("sensorium_batch_size", "Rows of a batch");
@@ -171,7 +175,8 @@ pub fn describe() {
     level!("sensorium_admission_limit", "Requests for a model that may be in work at the moment");
     count!("sensorium_quarantines_total", "Versions given up after failing too often, by model");
     count!("sensorium_guard_triggered_total", "Answers of an upstream model that a guard kept from the next, by model");
-    count!("sensorium_hung_device_threads_total", "Device threads left behind in a call that never ended");
+    count!("sensorium_hung_device_threads_total", "Device threads left behind in a call that did not end in time");
+    level!("sensorium_hung_device_threads", "Device threads left behind in such a call that has not ended yet");
     count!(
         "sensorium_cache_lookups_total",
         "Rows looked up, by where the answer came from; `shared`: from an equal row"

@@ -16,6 +16,7 @@ mod frames;
 mod http;
 pub mod jobs;
 mod load;
+mod module;
 mod neighbours;
 mod netns;
 mod outside;
@@ -24,6 +25,7 @@ mod refusal;
 mod repository;
 pub mod samples;
 mod server;
+mod weights;
 mod wire;
 pub mod words;
 
@@ -47,6 +49,7 @@ pub use process::{Exit, Process};
 pub use refusal::Refusal;
 pub use repository::Repository;
 pub use server::{Server, ServerOptions, binary};
+pub use weights::{Array, Weights};
 pub use wire::Link;
 
 /// What no answer may take, on a slow machine under load: past it something hangs.

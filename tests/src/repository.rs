@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 use toml::{Table, Value};
 
+use crate::weights::Weights;
+use crate::{module, weights};
+
 const CHAOS: &str = r#"
 modality = "text"
 engine = "builtin"
@@ -15,6 +18,18 @@ pipeline = "tensor"
 inputs = [{ name = "INPUT0", datatype = "FP32", shape = [-1, 16] }]
 outputs = [{ name = "OUTPUT0", datatype = "FP32", shape = [-1, 16] }]
 "#;
+
+const MODULE: &str = r#"
+modality = "text"
+engine = "torchscript"
+pipeline = "tensor"
+inputs = [{ name = "x", datatype = "INT64", shape = [-1, 1] }]
+outputs = [{ name = "y", datatype = "FP32", shape = [-1, 4] }]
+replicas = { device = "cpu" }
+"#;
+
+/// The file of a model's weights.
+const WEIGHTS: &str = "model.safetensors";
 
 /// Where the pack lies.
 fn pack() -> PathBuf {
@@ -102,6 +117,53 @@ impl Repository {
             }
         }
         self
+    }
+
+    /// A copy of a model of the pack with keys of its `model.toml` set, and with other weights.
+    #[must_use]
+    pub fn reweighted(
+        self,
+        model: &str,
+        name: &str,
+        settings: &[(&str, &str)],
+        change: impl FnOnce(&mut Weights),
+    ) -> Self {
+        let text = fs::read_to_string(pack().join(model).join("model.toml")).expect("model.toml of the pack");
+        self.write(name, &text, settings);
+        let (source, target) = (pack().join(model).join("1"), self.path.join(name).join("1"));
+        fs::create_dir(&target).expect("a folder");
+        for file in fs::read_dir(&source).expect("the version's files") {
+            let file = file.expect("a file");
+            symlink(file.path(), target.join(file.file_name())).expect("a link");
+        }
+        let mut weights = weights::read(&source.join(WEIGHTS));
+        change(&mut weights);
+        self.replace(name, WEIGHTS, |path| weights::write(path, &weights));
+        self
+    }
+
+    /// A user's TorchScript, with keys of its `model.toml` set; `forward` is its source, from the arguments on.
+    #[must_use]
+    pub fn module(self, name: &str, settings: &[(&str, &str)], forward: &str) -> Self {
+        self.write(name, MODULE, settings);
+        let folder = self.path.join(name).join("1");
+        fs::create_dir(&folder).expect("a folder");
+        module::write(&folder.join("model.pt"), forward);
+        self
+    }
+
+    /// Another content of a file of a model's version.
+    #[must_use]
+    pub fn file(self, name: &str, file: &str, content: &str) -> Self {
+        self.replace(name, file, |path| fs::write(path, content).expect("the file is written"));
+        self
+    }
+
+    fn replace(&self, name: &str, file: &str, write: impl FnOnce(&Path)) {
+        let path = self.own().join(name).join("1").join(file);
+        // never through a link into the pack
+        fs::remove_file(&path).expect("the file goes");
+        write(&path);
     }
 
     /// A `chaos` model, with keys of its `model.toml` set to TOML values.

@@ -5,7 +5,7 @@
 mod decode;
 mod resample;
 
-pub use decode::decode;
+pub use decode::{decode, length};
 pub use resample::resample;
 
 /// What one encoded clip may cost.
@@ -15,6 +15,15 @@ pub struct Limits {
     pub max_bytes: usize,
     /// Seconds of the decoded clip.
     pub max_seconds: f64,
+}
+
+/// How long a clip is before it is decoded: what its header says, or a guess.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Length {
+    /// Its end. A header may lie, and a guess may be wrong: decoding alone tells.
+    pub seconds: f64,
+    /// Samples per second.
+    pub sample_rate: u32,
 }
 
 /// A decoded clip.

@@ -5,7 +5,7 @@
 mod decode;
 mod preprocess;
 
-pub use decode::decode;
+pub use decode::{decode, decoded_bytes};
 pub use preprocess::{Channels, Filter, Preprocess, preprocess};
 
 /// What one encoded image may cost.

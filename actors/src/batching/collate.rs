@@ -34,6 +34,10 @@ pub fn stack(rows: &[&Tensor]) -> Result<Tensor, Error> {
             data.extend_from_slice(tensor.data());
             continue;
         }
+        if size == 0 {
+            data.resize(data.len() + rows * stride, 0); // rows of nothing are padding alone
+            continue;
+        }
         for row in tensor.data().chunks_exact(size) {
             data.extend_from_slice(row);
             data.resize(data.len() + stride - size, 0);
@@ -73,6 +77,15 @@ mod tests {
         let rows = split(&[both], &[1, 2]).unwrap();
         assert_eq!(rows[0][0].to_i64().unwrap(), [1, 2, 3]);
         assert_eq!(rows[1][0].shape(), [2, 3]);
+    }
+
+    #[test]
+    fn rows_of_nothing_are_padded_too() {
+        let nothing = Tensor::from_i64(vec![2, 0], &[]).unwrap();
+        let some = Tensor::from_i64(vec![1, 2], &[1, 2]).unwrap();
+        assert_eq!(stack(&[&nothing, &some]).unwrap().to_i64().unwrap(), [0, 0, 0, 0, 1, 2]);
+        assert_eq!(stack(&[&some, &nothing]).unwrap().to_i64().unwrap(), [1, 2, 0, 0, 0, 0]);
+        assert_eq!(stack(&[&nothing, &nothing]).unwrap().shape(), [4, 0]);
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! What waits in a queue: work, who waits for it, and until when.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
@@ -68,6 +70,22 @@ pub struct Generation {
     pub sink: mpsc::UnboundedSender<Result<Piece>>,
 }
 
+/// Whether the execution of a request has begun.
+#[derive(Clone, Debug, Default)]
+pub struct Begun(Arc<AtomicBool>);
+
+impl Begun {
+    /// It has.
+    pub fn set(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+
+    /// Whether it has.
+    pub fn is_set(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
 /// What is to be done.
 #[derive(Debug)]
 pub enum Work {
@@ -77,6 +95,8 @@ pub enum Work {
         tensors: Vec<Tensor>,
         /// Who waits.
         reply: oneshot::Sender<Result<RowReply>>,
+        /// Set when it is begun, where a request must not be executed twice.
+        begun: Option<Begun>,
     },
     /// A sequence, token by token.
     Generate(Generation),
@@ -99,6 +119,14 @@ impl Entry {
         match &self.work {
             Work::Forward { reply, .. } => reply.is_closed(),
             Work::Generate(generation) => generation.sink.is_closed(),
+        }
+    }
+
+    /// Whether it has been begun, and its model must not do anything twice.
+    pub fn must_not_be_repeated(&self, idempotent: bool) -> bool {
+        match &self.work {
+            Work::Forward { begun, .. } => begun.as_ref().is_some_and(Begun::is_set),
+            Work::Generate(_) => !idempotent,
         }
     }
 

@@ -70,6 +70,14 @@ impl Manifest {
         if self.routing.fallback == self.name {
             return bad("routing.fallback", format!("\"{}\"", self.name), "another model");
         }
+        let reads = matches!(self.pipeline, Pipeline::TextGuard | Pipeline::SpeechRecognition);
+        match &self.upstream {
+            None if reads => return bad("upstream", "missing".into(), "the model that this pipeline reads from"),
+            Some(upstream) if *upstream == self.name => {
+                return bad("upstream", format!("\"{upstream}\""), "another model");
+            }
+            _ => {}
+        }
         if self.replicas.count == 0 {
             return bad("replicas.count", "0".into(), "at least 1");
         }

@@ -7,9 +7,11 @@ use futures::future::try_join_all;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
-use super::{Answer, Assets, Pool, elements, inputs, named, text};
+use super::prompt::{self, Prompt};
+use super::{Answer, Assets, Pool, elements, inputs, named};
 use crate::batching::entry::{Generation, Piece};
 use crate::error::{Error, Result};
+use crate::manifest::Manifest;
 use crate::replica::sampler::Sampling;
 use crate::request::{Context, Parameter, Parameters, Reply, ReplyStream, Request, Resume};
 use crate::tensor::Tensor;
@@ -20,14 +22,6 @@ struct Started {
     pieces: mpsc::UnboundedReceiver<Result<Piece>>,
     prompt: Prompt,
     sampling: Sampling,
-}
-
-/// A prompt in tokens.
-#[derive(Clone)]
-struct Prompt {
-    ids: Vec<u32>,
-    /// How many there would have been, if it was cut.
-    cut_from: Option<usize>,
 }
 
 /// Tries of a generation whose batcher was lost.
@@ -52,6 +46,9 @@ pub(super) async fn complete(
                     return Ok((whole, piece, started.prompt));
                 }
             }
+            if !served.manifest.routing.idempotent {
+                return Err(Error::begun(&served.manifest.name, "it was lost"));
+            }
             // lost with its batcher; nobody has seen any of it, and the same seed writes the same again
             started = submit(served, started.prompt, started.sampling, Resume::default(), context).await?;
         }
@@ -61,7 +58,7 @@ pub(super) async fn complete(
     let mut parameters = Parameters::default();
     if single {
         for (_, last, prompt) in &written {
-            finish(&mut parameters, last, prompt);
+            finish(&mut parameters, last, prompt, served);
         }
     }
     let texts: Vec<&str> = written.iter().map(|(text, ..)| text.as_str()).collect();
@@ -89,7 +86,7 @@ pub async fn stream(served: Arc<Served>, request: Request, context: Context, poo
                 let mut parameters = Parameters::default();
                 over = piece.finish.is_some();
                 if over {
-                    finish(&mut parameters, &piece, &prompt);
+                    finish(&mut parameters, &piece, &prompt, &served);
                 }
                 let outputs = vec![named(&output, Tensor::from_elements(&[&piece.text]))];
                 Some(Ok(Reply { model: model.clone(), version, outputs, parameters, last: over, tokens: piece.fresh }))
@@ -106,27 +103,30 @@ pub async fn stream(served: Arc<Served>, request: Request, context: Context, poo
     })))
 }
 
-fn finish(parameters: &mut Parameters, last: &Piece, prompt: &Prompt) {
+fn finish(parameters: &mut Parameters, last: &Piece, prompt: &Prompt, served: &Served) {
     let reason = last.finish.map_or("", |finish| finish.as_str());
     parameters.set("finish_reason", Parameter::String(reason.to_owned()));
     parameters.set("prompt_tokens", Parameter::Uint(prompt.ids.len() as u64));
     parameters.set("completion_tokens", Parameter::Uint(last.tokens as u64));
     if let Some(tokens) = prompt.cut_from {
-        let cut = serde_json::json!([{"row": 0, "tokens": tokens, "limit": prompt.ids.len()}]);
+        let cut = serde_json::json!([{"row": 0, "tokens": tokens, "limit": served.manifest.limits.max_tokens}]);
         parameters.set("truncated", Parameter::String(cut.to_string()));
     }
 }
 
 async fn start(served: &Arc<Served>, request: &Request, context: &Context, pool: &Pool) -> Result<Vec<Started>> {
     let (field, prompts) = elements(&served.manifest, request)?;
-    let sampling = sampling(served, &request.parameters)?;
+    let sampling = sampling(&served.manifest, &request.parameters)?;
     let raw = request.parameters.flag("raw")?.unwrap_or(false);
     let owner = served.clone();
     let encoded: Vec<Prompt> = pool
         .run(move || {
+            let Assets::Generation(generator) = &owner.assets else {
+                return Err(Error::Internal("a generation pipeline without a tokeniser".to_owned()));
+            };
             let prompts = prompts.iter().enumerate();
             prompts
-                .map(|(index, prompt)| encode(&owner, &format!("{field}[{index}]"), prompt, raw))
+                .map(|(at, prompt)| prompt::encode(generator, &owner.manifest, &format!("{field}[{at}]"), prompt, raw))
                 .collect::<Result<_>>()
         })
         .await??;
@@ -168,29 +168,7 @@ async fn submit(
     }
 }
 
-fn encode(served: &Served, field: &str, prompt: &[u8], raw: bool) -> Result<Prompt> {
-    let Assets::Generation(generator) = &served.assets else {
-        return Err(Error::Internal("a generation pipeline without a tokeniser".to_owned()));
-    };
-    let (limits, generation) = (&served.manifest.limits, &served.manifest.generation);
-    let prompt = text::utf8(field, prompt, limits)?;
-    if prompt.is_empty() {
-        return Err(Error::invalid(field, "empty, expected a prompt"));
-    }
-    let whole = if raw {
-        prompt.to_owned()
-    } else {
-        // what a user writes must not end the user's turn
-        generation.chat_template.replace("{prompt}", &prompt.replace("<|", "<\u{200b}|"))
-    };
-    let encoded = generator
-        .tokenizer
-        .encode(&whole, limits.max_tokens, limits.truncate)
-        .map_err(|error| Error::invalid(field, error))?;
-    Ok(Prompt { cut_from: encoded.truncated.then_some(encoded.total), ids: encoded.ids })
-}
-
-fn sampling(served: &Served, parameters: &Parameters) -> Result<Sampling> {
+fn sampling(manifest: &Manifest, parameters: &Parameters) -> Result<Sampling> {
     let bounded = |name: &str, low: f64, high: f64, default: f64| -> Result<f64> {
         let value = parameters.number(name)?.unwrap_or(default);
         if (low..=high).contains(&value) {
@@ -201,7 +179,7 @@ fn sampling(served: &Served, parameters: &Parameters) -> Result<Sampling> {
     };
     let most = 1u64 << 20;
     let max_tokens = match parameters.count("max_tokens")? {
-        None => served.manifest.generation.default_max_tokens,
+        None => manifest.generation.default_max_tokens,
         Some(count) if (1..=most).contains(&count) => usize::try_from(count).unwrap_or(usize::MAX),
         Some(count) => return Err(Error::invalid("parameters.max_tokens", format!("{count}, expected 1 to {most}"))),
     };
@@ -232,6 +210,23 @@ fn stop(parameters: &Parameters) -> Result<Vec<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn numbers_that_are_none_are_no_way_to_sample() {
+        let manifest = Manifest::generator("");
+        let with = |name: &str, value: f64| {
+            let mut parameters = Parameters::default();
+            parameters.set(name, Parameter::Float(value));
+            sampling(&manifest, &parameters)
+        };
+        for name in ["temperature", "top_p"] {
+            for value in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, -1e-300, 1e300] {
+                let error = with(name, value).unwrap_err();
+                assert!(error.to_string().starts_with(&format!("parameters.{name}")), "{error}");
+            }
+            with(name, 0.5).unwrap();
+        }
+    }
 
     #[test]
     fn stop_is_a_string_or_a_list() {

@@ -14,7 +14,7 @@ use crate::request::{Context, Parameters, Request};
 use crate::tensor::{self, Tensor};
 use crate::worker::served::{Row, Served};
 
-/// Labels given per image.
+/// Labels given per image, where the manifest does not say.
 const TOP: usize = 5;
 
 async fn forward(served: &Arc<Served>, request: &Request, context: &Context, pool: &Pool) -> Result<Vec<RowReply>> {
@@ -22,7 +22,12 @@ async fn forward(served: &Arc<Served>, request: &Request, context: &Context, poo
     let rows = images.into_iter().enumerate().map(|(index, image)| {
         let (field, owner) = (format!("{field}[{index}]"), served.clone());
         async move {
-            let row = pool.run(move || prepare(&owner.manifest, &field, &image)).await??;
+            let (head, limits) = (image.clone(), limits(&owner.manifest));
+            let measured = pool.run(move || media::decoded_bytes(&head, &limits)).await?;
+            let bytes = measured.map_err(|error| Error::invalid(&field, error))?;
+            let room = pool.room(bytes, &field, context).await?;
+            let prepared = pool.run(move || (prepare(&owner.manifest, &field, &image), room)).await;
+            let row = prepared?.0?;
             served.forward(row, context).await
         }
     });
@@ -33,12 +38,15 @@ fn prepare(manifest: &Manifest, field: &str, encoded: &Bytes) -> Result<Row> {
     let Some(options) = &manifest.image else {
         return Err(Error::Internal("an image pipeline without [image]".to_owned()));
     };
-    let limits = media::Limits { max_bytes: manifest.limits.max_bytes, max_pixels: manifest.limits.max_pixels };
-    let image = media::decode(encoded, &limits).map_err(|error| Error::invalid(field, error))?;
+    let image = media::decode(encoded, &limits(manifest)).map_err(|error| Error::invalid(field, error))?;
     let pixels = media::preprocess(&image, &preprocess(options)).map_err(|error| Error::invalid(field, error))?;
     let side = i64::from(options.crop);
     let tensor = Tensor::from_f32(vec![1, 3, side, side], &pixels).map_err(unexpected)?;
     Ok(Row { tensors: vec![tensor], rows: 1, length: 0, kind: 0 })
+}
+
+fn limits(manifest: &Manifest) -> media::Limits {
+    media::Limits { max_bytes: manifest.limits.max_bytes, max_pixels: manifest.limits.max_pixels }
 }
 
 fn preprocess(options: &ImagePreprocess) -> media::Preprocess {
@@ -86,11 +94,16 @@ fn labels(served: &Served, probabilities: &Tensor) -> Result<Tensor> {
     if values.len() != rows * labels.len() {
         return Err(unexpected(format!("{} probabilities for {} labels", values.len(), labels.len())));
     }
-    let mut names = Vec::with_capacity(rows * TOP);
+    // as many as the manifest promises; a model of fewer classes has no name for the rest
+    let promised = served.manifest.outputs.iter().find(|output| output.name == "labels");
+    let promised = promised.and_then(|output| usize::try_from(*output.shape.get(1)?).ok());
+    let count = promised.unwrap_or(TOP.min(labels.len()));
+    let mut names = Vec::with_capacity(rows * count);
     for row in values.chunks_exact(labels.len()) {
-        names.extend(top(row, TOP).into_iter().map(|(class, _)| labels[class].as_str()));
+        let best = top(row, count).into_iter().map(|(class, _)| labels[class].as_str());
+        names.extend(best.chain(std::iter::repeat("")).take(count));
     }
-    let shape = vec![i64::try_from(rows).unwrap_or(i64::MAX), 5];
+    let shape = [rows, count].map(|n| i64::try_from(n).unwrap_or(i64::MAX)).to_vec();
     Tensor::new(crate::tensor::DataType::Bytes, shape, Tensor::from_elements(&names).into_data()).map_err(unexpected)
 }
 

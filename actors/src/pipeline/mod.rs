@@ -4,6 +4,8 @@ mod generation;
 mod image;
 mod inputs;
 mod pool;
+mod prompt;
+mod room;
 pub mod speech;
 mod tensor;
 mod text;
@@ -71,18 +73,34 @@ impl Assets {
         })
     }
 
-    /// Engine inputs to run before a replica counts as ready.
-    pub fn warm_up(&self, manifest: &Manifest) -> Vec<Vec<Tensor>> {
+    /// Engine inputs to run before a replica counts as ready; `upstream` is the model that it reads from, if that is loaded.
+    pub fn warm_up(&self, manifest: &Manifest, upstream: Option<&Manifest>) -> Vec<Vec<Tensor>> {
         let made = match self {
             Self::Text(_) => text::warm_up(),
             Self::Image { .. } => image::warm_up(manifest),
             Self::Speech(speech) => speech.warm_up(),
             Self::Voice => speech::voice_warm_up(),
             Self::Tensor => tensor::warm_up(manifest),
-            // a decoder is warmed up by its replica, and a guard reads what another model gives
-            Self::Generation(_) | Self::Guard => Ok(Vec::new()),
+            Self::Guard => text::guard_warm_up(upstream),
+            // a decoder is warmed up by its replica
+            Self::Generation(_) => Ok(Vec::new()),
         };
         made.unwrap_or_default()
+    }
+
+    /// Whether engine outputs are what the pipeline can read, as far as that is a matter of the version's files.
+    ///
+    /// # Errors
+    /// Says what does not belong together.
+    pub fn check(&self, outputs: &[Tensor]) -> std::result::Result<(), String> {
+        let Self::Image { labels } = self else { return Ok(()) };
+        let classes = outputs.get(1).and_then(|probabilities| probabilities.shape().get(1).copied());
+        match classes.and_then(|classes| usize::try_from(classes).ok()) {
+            Some(classes) if !labels.is_empty() && classes != labels.len() => {
+                Err(format!("labels.txt has {} lines, but the model has {classes} classes", labels.len()))
+            }
+            _ => Ok(()),
+        }
     }
 }
 

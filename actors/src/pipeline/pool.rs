@@ -4,18 +4,26 @@ use std::sync::Arc;
 
 use tokio::sync::Semaphore;
 
+use super::room::{Room, Share};
 use crate::error::{Error, Result};
+use crate::request::Context;
 
 /// A bounded share of the runtime's blocking threads.
 #[derive(Clone)]
 pub struct Pool {
     permits: Arc<Semaphore>,
+    room: Room,
 }
 
 impl Pool {
-    /// At most `threads` jobs at once; more wait in order.
-    pub fn new(threads: usize) -> Self {
-        Self { permits: Arc::new(Semaphore::new(threads.max(1))) }
+    /// At most `threads` jobs at once; more wait in order. What they decode to is at most `decoded_bytes` at a time.
+    pub fn new(threads: usize, decoded_bytes: usize) -> Self {
+        Self { permits: Arc::new(Semaphore::new(threads.max(1))), room: Room::new(decoded_bytes) }
+    }
+
+    /// Waits for room for what `field` decodes to. To be had before a thread is: nobody who has one waits for the other.
+    pub(super) async fn room(&self, bytes: u64, field: &str, context: &Context) -> Result<Share> {
+        self.room.take(bytes, field, context).await
     }
 
     /// Runs `job` on the pool. A job whose caller has gone before its turn is never run; a panic is an internal error

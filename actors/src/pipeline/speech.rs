@@ -12,11 +12,11 @@ use sensorium_media::{audio, vad};
 use serde::Deserialize;
 use serde_json::json;
 
+use super::room::Share;
 use super::{Answer, Assets, Pool, elements, named, unexpected};
 use crate::batching::entry::RowReply;
 use crate::engine;
 use crate::error::{Error, Result};
-use crate::manifest::Limits;
 use crate::request::{Context, Parameter, Parameters, Request};
 use crate::tensor::{self, Tensor};
 use crate::worker::served::{Row, Served};
@@ -83,11 +83,54 @@ impl Speech {
     }
 }
 
-/// Samples at 16 kHz, mono.
-fn decode(field: &str, encoded: &Bytes, limits: &Limits) -> Result<Vec<f32>> {
-    let limits = audio::Limits { max_bytes: limits.max_bytes, max_seconds: limits.max_seconds };
-    let clip = audio::decode(encoded, &limits).map_err(|error| Error::invalid(field, error))?;
-    audio::resample(&clip, RATE).map_err(|error| Error::Internal(error.to_string()))
+/// Samples at 16 kHz, mono, and the room that they take.
+struct Clip {
+    samples: Vec<f32>,
+    room: Share,
+}
+
+/// Decodes a clip within the room that it says to need. One that says nothing, or too little, has its length guessed; if
+/// that was too short, it is decoded again with room for the longest clip that is allowed.
+async fn decode(served: &Arc<Served>, field: &str, encoded: &Bytes, context: &Context, pool: &Pool) -> Result<Clip> {
+    let manifest = &served.manifest;
+    let limits = audio::Limits { max_bytes: manifest.limits.max_bytes, max_seconds: manifest.limits.max_seconds };
+    let (head, clip) = (encoded.clone(), encoded.clone());
+    let length =
+        pool.run(move || audio::length(&head, &limits)).await?.map_err(|error| Error::invalid(field, error))?;
+    let mut seconds = length.seconds.min(limits.max_seconds);
+    loop {
+        let mut room = pool.room(room_for(seconds, length.sample_rate), field, context).await?;
+        let (clip, allowed) = (clip.clone(), audio::Limits { max_seconds: seconds, ..limits });
+        let decoded = pool.run(move || {
+            let clip = audio::decode(&clip, &allowed)?;
+            audio::resample(&clip, RATE)
+        });
+        match decoded.await? {
+            Ok(samples) => {
+                room.shrink(bytes_of(&samples, DETECTING));
+                return Ok(Clip { samples, room });
+            }
+            Err(audio::Error::TooLong { .. }) if seconds < limits.max_seconds => seconds = limits.max_seconds,
+            Err(error @ audio::Error::Resample { .. }) => return Err(Error::Internal(error.to_string())),
+            Err(error) => return Err(Error::invalid(field, error)),
+        }
+    }
+}
+
+/// Bytes that a clip takes: its samples as they were recorded, and those at 16 kHz up to four times: as they are, padded
+/// for the detector, as its tensor, and as a window's spectrogram.
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+fn room_for(seconds: f64, sample_rate: u32) -> u64 {
+    let samples = seconds * (f64::from(sample_rate) + f64::from(COPIES) * f64::from(RATE));
+    (samples * 4.0).ceil() as u64
+}
+
+/// Copies of the samples at 16 kHz there are at most, and while the detector is asked.
+const COPIES: u16 = 4;
+const DETECTING: u64 = 3;
+
+fn bytes_of(samples: &[f32], copies: u64) -> u64 {
+    copies * size_of_val(samples) as u64
 }
 
 /// Speech probability of each 512 samples.
@@ -107,9 +150,9 @@ async fn probabilities(detector: &Arc<Served>, samples: &[f32], context: &Contex
 pub(super) async fn voice(served: &Arc<Served>, request: &Request, context: &Context, pool: &Pool) -> Result<Answer> {
     let (field, clips) = elements(&served.manifest, request)?;
     let found = clips.into_iter().enumerate().map(|(index, clip)| {
-        let (field, owner) = (format!("{field}[{index}]"), served.clone());
+        let field = format!("{field}[{index}]");
         async move {
-            let samples = pool.run(move || decode(&field, &clip, &owner.manifest.limits)).await??;
+            let Clip { samples, room: _room } = decode(served, &field, &clip, context, pool).await?;
             let probabilities = probabilities(served, &samples, context).await?;
             let segments = vad::segments(&probabilities, samples.len(), &vad::Options::default());
             let seconds = |at: usize| seconds(at);
@@ -150,7 +193,10 @@ pub(super) async fn transcribe(
     });
     let heard = try_join_all(heard).await?;
 
-    let width = heard.iter().map(|h| h.feature.len()).max().unwrap_or(0);
+    // where nobody speaks nothing tells the width but the manifest
+    let promised = served.manifest.outputs.iter().find(|output| output.name == "embedding");
+    let promised = promised.and_then(|output| usize::try_from(*output.shape.get(1)?).ok()).unwrap_or(0);
+    let width = heard.iter().map(|h| h.feature.len()).max().filter(|width| *width > 0).unwrap_or(promised);
     let mut features = Vec::with_capacity(width * heard.len());
     for one in &heard {
         features.extend_from_slice(&one.feature);
@@ -182,9 +228,9 @@ async fn hear(
     pool: &Pool,
 ) -> Result<Hearing> {
     let detector = served.upstream()?;
-    let owner = served.clone();
-    let samples = pool.run(move || decode(&field, &clip, &owner.manifest.limits)).await??;
+    let Clip { samples, mut room } = decode(served, &field, &clip, context, pool).await?;
     let probabilities = probabilities(&detector, &samples, context).await?;
+    room.shrink(bytes_of(&samples, 1));
     let segments = vad::segments(&probabilities, samples.len(), &vad::Options::default());
     let windows = if samples.len() <= vad::MAX_WINDOW && !segments.is_empty() {
         // what fits is heard whole: a start that is cut close costs Whisper the first word

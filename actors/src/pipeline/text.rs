@@ -7,7 +7,7 @@ use futures::future::try_join_all;
 
 use super::{Answer, Assets, Pool, elements, join, named, scores, unexpected};
 use crate::error::{Error, Result};
-use crate::manifest::Limits;
+use crate::manifest::{Limits, Manifest};
 use crate::request::{Context, Parameter, Parameters, Request};
 use crate::tensor::{self, Tensor};
 use crate::worker::served::{Row, Served};
@@ -41,6 +41,9 @@ fn tokenise(served: &Served, field: &str, texts: &[Bytes]) -> Result<(Vec<Row>, 
         let encoded = tokenizer
             .encode(text, limits.max_tokens, limits.truncate)
             .map_err(|error| Error::invalid(&field, error))?;
+        if encoded.ids.is_empty() {
+            return Err(Error::invalid(&field, "no tokens, expected a text"));
+        }
         if encoded.truncated {
             cut.push(serde_json::json!({"row": index, "tokens": encoded.total, "limit": limits.max_tokens}));
         }
@@ -102,4 +105,14 @@ pub(super) async fn guard(served: &Arc<Served>, request: &Request, context: &Con
 pub(super) fn warm_up() -> Result<Vec<Vec<Tensor>>, tensor::Error> {
     // short and long: the first meeting with a shape is the slow one
     [16usize, 128].into_iter().map(|length| Ok(row(&vec![0; length])?.tensors)).collect()
+}
+
+/// A vector of length 1 in the upstream's space, if that model is there and says how wide it is.
+pub(super) fn guard_warm_up(upstream: Option<&Manifest>) -> Result<Vec<Vec<Tensor>>, tensor::Error> {
+    let width = upstream.and_then(|manifest| manifest.outputs.first()?.shape.get(1).copied());
+    let Some(width) = width.and_then(|width| u16::try_from(width).ok()).filter(|width| *width > 0) else {
+        return Ok(Vec::new());
+    };
+    let values = vec![f32::from(width).sqrt().recip(); width.into()];
+    Ok(vec![vec![Tensor::from_f32(vec![1, width.into()], &values)?]])
 }

@@ -11,8 +11,9 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::watch;
 
 use super::cores::Cores;
-use super::device::{Hands, Heart};
+use super::device::Hands;
 use super::forward::panic_text;
+use super::warm::WarmUp;
 use super::{forward, generate};
 use crate::batching::batcher::{self, Batch, Offer};
 use crate::engine::{self, Loader, Model};
@@ -20,7 +21,6 @@ use crate::error::Error;
 use crate::manifest::Manifest;
 use crate::metrics::VersionMetrics;
 use crate::supervision::tree::{State as TreeState, Tree};
-use crate::tensor::Tensor;
 use crate::worker::served::Served;
 
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
@@ -45,6 +45,8 @@ pub enum Message {
 pub struct Arguments {
     /// Its place in the tree.
     pub path: String,
+    /// Which of its version's replicas.
+    pub number: usize,
     /// The version.
     pub served: Arc<Served>,
     /// Who hands out batches.
@@ -61,7 +63,7 @@ pub struct Shared {
     pub cores: Arc<Cores>,
     /// The tree.
     pub tree: Tree,
-    /// Device threads that were written off as hung; past a limit the process has to go.
+    /// Device threads that were written off as hung and have not come back; past a limit the process has to go.
     pub hung_threads: watch::Sender<usize>,
 }
 
@@ -176,16 +178,22 @@ impl Actor for Replica {
         let for_thread = args.clone();
         let watch = watch_interval(&args.served.manifest);
         let replica = myself.clone();
+        let hung = args.shared.hung_threads.clone();
         std::thread::Builder::new().name(format!("device-{}", args.served.manifest.name)).spawn(move || {
             let lived = catch_unwind(AssertUnwindSafe(|| live(&thread, &for_thread, &replica, &closed)));
             let last_word = lived.unwrap_or_else(|panic| {
                 let reason = format!("panicked: {}", panic_text(&*panic));
                 if let Some(held) = thread.hands.empty() {
                     let told = format!("replica of {} failed: {reason}", thread.manifest.name);
-                    forward::isolate(&thread, held, &Error::Internal(told));
+                    forward::isolate(&thread.manifest, &thread.batcher, held, &Error::Internal(told));
                 }
                 Message::Ended(Err(reason))
             });
+            if thread.hands.close() {
+                // written off as hung, and back after all: it is no burden any more
+                hung.send_modify(|count| *count -= 1);
+                metrics::gauge!("sensorium_hung_device_threads").decrement(1);
+            }
             drop(thread);
             // an actor that has gone away needs no word
             let _ = replica.cast(last_word);
@@ -210,8 +218,10 @@ impl Actor for Replica {
             Message::Ready { memory } => {
                 state.args.shared.tree.set(&state.args.path, TreeState::Running);
                 state.memory = memory;
+                state.args.served.note_replica(state.args.number, None);
                 state.count();
-                tracing::info!(path = state.args.path, memory_bytes = memory, "replica ready");
+                let path = state.args.shared.tree.shown(&state.args.path);
+                tracing::info!(path, memory_bytes = memory, "replica ready");
                 Ok(())
             }
             Message::LoadFailed(reason) => Err(LoadFailed(reason).into()),
@@ -237,19 +247,11 @@ impl State {
         self.args.shared.tree.set(&self.args.path, TreeState::Hung);
         self.args.shared.hung_threads.send_modify(|count| *count += 1);
         metrics::counter!("sensorium_hung_device_threads_total").increment(1);
+        metrics::gauge!("sensorium_hung_device_threads").increment(1);
         let reason = format!("device silent for {} ms", silence.as_millis());
-        let company = held.len() > 1;
-        let mut again = Vec::new();
-        for (mut meta, mut entry) in held {
-            if company && entry.attempts == 0 {
-                meta.alone = true;
-                entry.attempts = 1;
-                again.push((meta, entry));
-            } else {
-                entry.refuse(Error::Internal(format!("replica of {} hung: {reason}", self.args.served.manifest.name)));
-            }
-        }
-        let _ = self.args.batcher.cast(batcher::Message::Return(again));
+        let manifest = &self.args.served.manifest;
+        let told = Error::Internal(format!("replica of {} hung: {reason}", manifest.name));
+        forward::isolate(manifest, &self.args.batcher, held, &told);
         Err(reason.into())
     }
 
@@ -284,51 +286,35 @@ fn watch_interval(manifest: &Manifest) -> Duration {
 /// The whole life of a device thread: load, warm up, work. Returns its last word.
 fn live(thread: &Thread, args: &Arguments, replica: &ActorRef<Message>, closed: &Receiver<()>) -> Message {
     let served = &args.served;
+    let warm_up = WarmUp::of(served);
     let loaded = catch_unwind(AssertUnwindSafe(|| -> Result<Model, engine::Error> {
         let mut model = args.shared.loader.load(&served.manifest, &served.directory)?;
-        warm_up(thread, &mut model, &served.assets.warm_up(&served.manifest))?;
+        warm_up.run(thread, &mut model)?;
         Ok(model)
     }));
     thread.hands.rest();
-    let model = match loaded {
-        Ok(Ok(model)) => model,
-        Ok(Err(error @ engine::Error::Load(_))) => return Message::LoadFailed(error.to_string()),
-        Ok(Err(error)) => return Message::Ended(Err(error.to_string())),
-        Err(panic) => return Message::Ended(Err(format!("panicked while loading: {}", panic_text(&*panic)))),
+    let loaded = match loaded {
+        Ok(Ok(model)) => served.check_files().map(|()| model),
+        // whatever fails before the first request is a matter of the files, or of a device that has no room for them
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(panic) => Err(format!("panicked while loading: {}", panic_text(&*panic))),
     };
     // stopped while loading
     if Thread::is_closed(closed) {
         return Message::Ended(Ok(()));
     }
+    let model = match loaded {
+        Ok(model) => model,
+        Err(reason) => return Message::LoadFailed(reason),
+    };
     let memory = match &model {
         Model::Forward(engine) => engine.memory_bytes(),
         Model::Decode(decoder) => decoder.memory_bytes(),
     };
     let _ = replica.cast(Message::Ready { memory });
     Message::Ended(match (model, served.generator()) {
-        (Model::Forward(mut engine), _) => forward::run(thread, engine.as_mut(), closed),
+        (Model::Forward(mut engine), _) => forward::run(thread, engine.as_mut(), &warm_up, closed),
         (Model::Decode(mut decoder), Some(generator)) => generate::run(thread, decoder.as_mut(), &generator, closed),
         (Model::Decode(_), None) => Err("a decoder needs the text-generation pipeline".to_owned()),
     })
-}
-
-fn warm_up(thread: &Thread, model: &mut Model, inputs: &[Vec<Tensor>]) -> Result<(), engine::Error> {
-    let turn = thread.cores.take();
-    let heart = Heart::new(&thread.hands, Some(&turn), false);
-    match model {
-        Model::Forward(engine) => {
-            for tensors in inputs {
-                let rows = tensors.first().map_or(0, Tensor::rows);
-                engine.forward(engine::Batch { tensors: tensors.clone(), rows }, &heart)?;
-            }
-        }
-        Model::Decode(decoder) => {
-            let sequence = decoder.open()?;
-            for tokens in [&[1u32, 2, 3, 4][..], &[5]] {
-                decoder.advance(&[engine::Feed { sequence, tokens, logits: true }], &heart)?;
-            }
-            decoder.close(sequence);
-        }
-    }
-    Ok(())
 }

@@ -46,6 +46,11 @@ impl Hands {
         held
     }
 
+    /// The thread ends and takes nothing more: it cannot be written off from now on. Whether it had been before.
+    pub fn close(&self) -> bool {
+        self.held.lock().take().is_none()
+    }
+
     /// Works on what is held; `None` if the thread has been written off.
     pub fn with<R>(&self, work: impl FnOnce(&mut Batch) -> R) -> Option<R> {
         self.held.lock().as_mut().map(work)

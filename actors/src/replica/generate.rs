@@ -10,10 +10,12 @@ use sensorium_media::text::{Detokenizer, Tokenizer};
 
 use super::actor::Thread;
 use super::device::Heart;
+use super::finite;
 use super::forward::{isolate, panic_text};
 use crate::batching::batcher::Batch;
 use crate::batching::entry::{Entry, Finish, Generation, Piece, Work};
-use crate::engine::{Decoder, Feed, SequenceId};
+use crate::batching::queue::Meta;
+use crate::engine::{self, Decoder, Feed, SequenceId};
 use crate::error::{Error, Result};
 use crate::manifest;
 use crate::stats::BatchTiming;
@@ -95,6 +97,11 @@ fn join(
             thread.offer(1, true);
             continue;
         };
+        if let Err(refusal) = fits(decoder, generation, &thread.manifest) {
+            entry.refuse(refusal);
+            thread.offer(slots(decoder, &meta), true);
+            continue;
+        }
         let queue = meta.enqueued.elapsed();
         thread.metrics.queue.record(queue);
         thread.metrics.stats.queue.add(queue);
@@ -126,6 +133,33 @@ fn join(
     Ok(())
 }
 
+/// Whether the decoder can take a sequence in. It is the caller's mistake if not: neither the replica nor its other
+/// sequences are to suffer.
+fn fits(decoder: &dyn Decoder, generation: &Generation, manifest: &manifest::Manifest) -> Result<()> {
+    let refused = |why: String| {
+        let field = manifest.inputs.first().map_or_else(|| "inputs".to_owned(), |spec| format!("inputs.{}", spec.name));
+        Err(Error::invalid(field, why))
+    };
+    let (context, vocabulary) = (decoder.context_length(), decoder.vocabulary());
+    let tokens = generation.prompt.len() + generation.generated.len();
+    if generation.prompt.is_empty() {
+        return refused("no tokens, expected at least one".to_owned());
+    }
+    if tokens > context {
+        return refused(format!("{tokens} tokens, the model's context holds {context}"));
+    }
+    let mut all = generation.prompt.iter().chain(&generation.generated);
+    match all.find(|token| usize::try_from(**token).is_ok_and(|token| token >= vocabulary)) {
+        Some(token) => refused(format!("token {token}, expected less than {vocabulary}")),
+        None => Ok(()),
+    }
+}
+
+/// Slots that a sequence was given: one that goes alone has all.
+fn slots(decoder: &dyn Decoder, meta: &Meta) -> usize {
+    if meta.alone { decoder.max_sequences() } else { 1 }
+}
+
 /// Lets go of sequences that nobody reads any more, or whose deadline has passed.
 fn drop_finished(thread: &Thread, decoder: &mut dyn Decoder, runs: &mut Vec<Run>) {
     let now = tokio::time::Instant::now();
@@ -155,8 +189,7 @@ fn leave(thread: &Thread, decoder: &mut dyn Decoder, runs: &mut Vec<Run>, at: us
     let run = runs.swap_remove(at);
     decoder.close(run.sequence);
     let (meta, entry) = thread.hands.with(|held| held.swap_remove(at))?;
-    // one that ran alone had all the slots
-    thread.offer(if meta.alone { decoder.max_sequences() } else { 1 }, true);
+    thread.offer(slots(decoder, &meta), true);
     Some(entry)
 }
 
@@ -189,15 +222,23 @@ fn step(
         let turn = thread.cores.take();
         let heart = Heart::new(&thread.hands, Some(&turn), false);
         catch_unwind(AssertUnwindSafe(|| decoder.advance(&feeds, &heart)))
-            .unwrap_or_else(|panic| Err(crate::engine::Error::Device(format!("panicked: {}", panic_text(&*panic)))))
+            .unwrap_or_else(|panic| Err(engine::Error::Device(format!("panicked: {}", panic_text(&*panic)))))
     };
     thread.hands.rest();
     let logits = match outcome {
         Ok(logits) => logits,
+        // nothing is wrong with the decoder: whoever it was fails alone
+        Err(engine::Error::Input(message)) => {
+            return Ok(part(thread, decoder, runs, &Error::invalid("inputs", message)));
+        }
+        Err(engine::Error::Output(message)) => {
+            let told = Error::Internal(format!("{} failed: {message}", thread.manifest.name));
+            return Ok(part(thread, decoder, runs, &told));
+        }
         Err(error) => {
             if let Some(held) = thread.hands.empty() {
                 let told = Error::Internal(format!("replica of {} failed: {error}", thread.manifest.name));
-                isolate(thread, held, &told);
+                isolate(&thread.manifest, &thread.batcher, held, &told);
             }
             return Err(error.to_string());
         }
@@ -215,7 +256,12 @@ fn step(
         let Some(row) = rows.next() else { return Err("the decoder gave too few rows of logits".to_owned()) };
         let run = &mut runs[at];
         let context = decoder.context_length();
+        let finite = row.iter().all(|logit| logit.is_finite());
+        if !finite {
+            thread.metrics.non_finite.increment(1);
+        }
         let piece = thread.hands.with(|held| match &mut held[at].1.work {
+            Work::Generate(_) if !finite => Err(finite::refusal(&thread.manifest)),
             Work::Generate(generation) => advance(run, generation, generator, row, context),
             Work::Forward { .. } => Err(Error::Internal("rows of a call among sequences".to_owned())),
         });
@@ -240,6 +286,16 @@ fn step(
         }
     }
     Ok(Some(()))
+}
+
+/// Ends all sequences, so that each goes on alone. `None`: the thread was written off.
+fn part(thread: &Thread, decoder: &mut dyn Decoder, runs: &mut Vec<Run>, error: &Error) -> Option<()> {
+    let held = thread.hands.empty()?;
+    runs.drain(..).for_each(|run| decoder.close(run.sequence));
+    let free = held.iter().map(|(meta, _)| slots(decoder, meta)).sum();
+    isolate(&thread.manifest, &thread.batcher, held, error);
+    thread.offer(free, true);
+    Some(())
 }
 
 /// Sends a piece to whoever reads the sequence. `None`: the thread was written off.

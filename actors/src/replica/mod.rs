@@ -3,6 +3,8 @@
 pub mod actor;
 pub mod cores;
 pub mod device;
+mod finite;
 pub mod forward;
 pub mod generate;
 pub mod sampler;
+mod warm;

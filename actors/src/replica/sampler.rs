@@ -31,23 +31,20 @@ impl Sampling {
         }
         let mut ranked: Vec<u32> = (0..u32::try_from(logits.len()).unwrap_or(u32::MAX)).collect();
         let by_logit = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
+        if self.top_k > 0 && self.top_k < ranked.len() {
+            ranked.select_nth_unstable_by(self.top_k - 1, by_logit);
+            ranked.truncate(self.top_k);
+        }
         // a nucleus rarely holds more than a few hundred tokens: sort those, and all only if they do not suffice
-        let keep = if self.top_k > 0 { self.top_k.min(ranked.len()) } else { ranked.len() };
+        let keep = ranked.len();
         let first = keep.min(512);
-        if first < ranked.len() {
+        if first < keep {
             ranked.select_nth_unstable_by(first - 1, by_logit);
         }
         ranked[..first].sort_unstable_by(by_logit);
         let highest = logits[ranked[0] as usize];
         let weight = |token: u32| ((logits[token as usize] - highest) / self.temperature).exp();
-        let total: f32 = if self.top_k > 0 {
-            if first < keep {
-                ranked[..keep].sort_unstable_by(by_logit);
-            }
-            ranked[..keep].iter().map(|&token| weight(token)).sum()
-        } else {
-            ranked.iter().map(|&token| weight(token)).sum()
-        };
+        let total: f32 = ranked.iter().map(|&token| weight(token)).sum();
         let mut wanted = self.top_p.clamp(0.0, 1.0) * total;
         let mut nucleus = first;
         let mut mass = 0.0;
@@ -59,10 +56,10 @@ impl Sampling {
             }
         }
         if mass < wanted && first < keep {
-            ranked[..keep].sort_unstable_by(by_logit);
+            ranked.sort_unstable_by(by_logit);
             mass = 0.0;
             nucleus = keep;
-            for (n, &token) in ranked[..keep].iter().enumerate() {
+            for (n, &token) in ranked.iter().enumerate() {
                 mass += weight(token);
                 if mass >= wanted {
                     nucleus = n + 1;
@@ -133,6 +130,20 @@ mod tests {
         let logits = vec![0.0f32; 2000];
         let beyond = (0..200).filter(|&step| sampling(1.0, 1.0, 0).pick(&logits, step) >= 512).count();
         assert!(beyond > 100, "{beyond}");
+    }
+
+    #[test]
+    fn top_k_keeps_exactly_k_also_beyond_the_shortcut() {
+        let scattered: Vec<f32> = (0..5000u32).map(|n| (n.wrapping_mul(2_654_435_761) % 5000) as f32 / 1e4).collect();
+        for (top_k, top_p) in [(513, 1.0), (1000, 1.0), (1000, 0.999), (4999, 1.0), (5000, 1.0), (9999, 1.0)] {
+            let mut ranked: Vec<usize> = (0..scattered.len()).collect();
+            ranked.sort_by(|a, b| scattered[*b].total_cmp(&scattered[*a]).then(a.cmp(b)));
+            ranked.truncate(top_k);
+            let picks = (0..400).map(|step| sampling(10.0, top_p, top_k).pick(&scattered, step) as usize);
+            let picked: std::collections::BTreeSet<usize> = picks.collect();
+            assert!(picked.iter().all(|token| ranked.contains(token)), "top_k = {top_k}");
+            assert!(picked.iter().any(|token| !ranked[..512].contains(token)), "top_k = {top_k}: only the highest");
+        }
     }
 
     #[test]

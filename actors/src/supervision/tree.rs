@@ -70,6 +70,7 @@ struct Node {
 #[derive(Clone, Default)]
 pub struct Tree {
     nodes: Arc<Mutex<BTreeMap<String, Node>>>,
+    aliases: Arc<Mutex<BTreeMap<String, String>>>,
 }
 
 impl Tree {
@@ -125,17 +126,32 @@ impl Tree {
 
     /// Removes `path` and all below it.
     pub fn remove(&self, path: &str) {
+        self.aliases.lock().remove(path);
         self.nodes.lock().retain(|other, _| !is_within(other, path));
+    }
+
+    /// From now on operators see `path`, and all below it, as `alias`. An actor keeps the path that it was born with,
+    /// since it stood beside its predecessor then; the place that it has taken is what operators know it by.
+    pub fn alias(&self, path: &str, alias: &str) {
+        self.aliases.lock().insert(path.to_owned(), alias.to_owned());
+    }
+
+    /// The path under which operators see the actor at `path`.
+    pub fn shown(&self, path: &str) -> String {
+        let aliases = self.aliases.lock();
+        let alias = aliases.iter().find(|(from, _)| is_within(path, from));
+        alias.map_or_else(|| path.to_owned(), |(from, to)| format!("{to}{}", &path[from.len()..]))
     }
 
     /// Everything at and below `path` (empty: all), parents before children.
     pub fn list(&self, path: &str) -> Vec<Snapshot> {
         let nodes = self.nodes.lock();
-        nodes
+        let mut listed: Vec<Snapshot> = nodes
             .iter()
-            .filter(|(other, _)| path.is_empty() || is_within(other, path))
+            .map(|(own, node)| (self.shown(own), node))
+            .filter(|(shown, _)| path.is_empty() || is_within(shown, path))
             .map(|(path, node)| Snapshot {
-                path: path.clone(),
+                path,
                 kind: node.kind,
                 state: node.state,
                 restarts: node.restarts,
@@ -143,12 +159,17 @@ impl Tree {
                 uptime: node.since.elapsed(),
                 last_failure: node.last_failure.clone(),
             })
-            .collect()
+            .collect();
+        listed.sort_by(|a, b| a.path.cmp(&b.path));
+        listed
     }
 
     /// Stops the actor at `path`, so that its supervisor starts it again. False if there is none that runs.
     pub fn restart(&self, path: &str) -> bool {
-        let cell = self.nodes.lock().get(path).and_then(|node| node.cell.clone());
+        let nodes = self.nodes.lock();
+        let found = nodes.iter().find(|(own, _)| self.shown(own) == path);
+        let cell = found.and_then(|(_, node)| node.cell.clone());
+        drop(nodes);
         match cell {
             Some(cell) => {
                 cell.stop(Some(RESTART.to_owned()));
@@ -167,4 +188,26 @@ impl Tree {
 
 fn is_within(path: &str, ancestor: &str) -> bool {
     path.strip_prefix(ancestor).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_successor_is_seen_in_the_place_that_it_has_taken() {
+        let tree = Tree::default();
+        for path in ["w/text/x/1.2", "w/text/x/1.2/replica-0", "w/text/x/1.20"] {
+            tree.starting(path, "version");
+        }
+        tree.alias("w/text/x/1.2", "w/text/x/1");
+        tree.starting("w/text/x/1.2/batcher", "batcher");
+        let seen = |path: &str| tree.list(path).into_iter().map(|actor| actor.path).collect::<Vec<_>>();
+        let own = ["w/text/x/1", "w/text/x/1/batcher", "w/text/x/1/replica-0"];
+        assert_eq!(seen("w/text/x/1"), own);
+        assert_eq!(seen(""), [own[0], "w/text/x/1.20", own[1], own[2]]);
+        assert!(seen("w/text/x/1.2").is_empty());
+        tree.remove("w/text/x/1.2");
+        assert_eq!(seen(""), ["w/text/x/1.20"]);
+    }
 }

@@ -1,40 +1,36 @@
 //! The worker: model versions under supervision, and the handle by which requests reach them.
 
+mod loading;
 pub mod modality;
 mod namespace;
 pub mod registrar;
 pub mod repository;
+mod revival;
 pub mod root;
 pub mod served;
 pub mod version;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures::StreamExt;
 use parking_lot::RwLock;
 use ractor::{Actor, ActorRef};
 use tokio::sync::watch;
-use tokio::time::Instant;
 
+pub use self::loading::Broken;
 use self::repository::Repository;
-use self::served::{Served, Status, Upstream};
+use self::served::{Served, Status};
 use crate::engine::Loader;
 use crate::error::{Error, Result};
-use crate::manifest::{Manifest, Modality};
+use crate::manifest::Modality;
 use crate::metrics::Finished;
-use crate::pipeline::{self, Assets, Pool};
+use crate::pipeline::{self, Pool};
 use crate::replica::actor::Shared;
 use crate::replica::cores::Cores;
 use crate::request::{Context, Reply, ReplyStream, Request};
 use crate::supervision::tree::Tree;
-
-/// How long loading a model may take.
-const LOAD_PATIENCE: Duration = Duration::from_secs(300);
-/// How long a model that is unloaded may finish what it has.
-const UNLOAD_PATIENCE: Duration = Duration::from_secs(120);
 
 /// How a worker is set up.
 pub struct Options {
@@ -46,6 +42,8 @@ pub struct Options {
     pub concurrent_calls: usize,
     /// Decoding, resampling and tokenising jobs at once.
     pub decode_threads: usize,
+    /// Bytes of decoded images and clips at once.
+    pub decoded_bytes: usize,
 }
 
 type ByNumber = BTreeMap<(String, u64), Arc<Served>>;
@@ -97,6 +95,10 @@ pub struct Worker {
     fatal: watch::Receiver<Option<String>>,
     /// One load or unload at a time.
     changing: Arc<tokio::sync::Mutex<()>>,
+    /// Models that were to be served from the start and of which no version could be begun.
+    broken: Arc<RwLock<BTreeMap<String, Broken>>>,
+    /// Models that are served as a load asked rather than as the repository says.
+    overridden: Arc<RwLock<BTreeSet<String>>>,
 }
 
 impl Worker {
@@ -115,16 +117,20 @@ impl Worker {
         let (root, _) = Actor::spawn(None, root::Root, args)
             .await
             .map_err(|error| Error::Internal(format!("cannot start the worker: {error}")))?;
-        Ok(Self {
+        let worker = Self {
             name: options.name.into(),
             repository: Repository::new(options.repository),
             root,
             versions,
             shared,
-            pool: Pool::new(options.decode_threads),
+            pool: Pool::new(options.decode_threads, options.decoded_bytes),
             fatal: fatal_seen,
             changing: Arc::default(),
-        })
+            broken: Arc::default(),
+            overridden: Arc::default(),
+        };
+        tokio::spawn(revival::keep_trying(worker.clone()));
+        Ok(worker)
     }
 
     /// Its name.
@@ -147,14 +153,38 @@ impl Worker {
         self.versions.0.read().values().cloned().collect()
     }
 
-    /// Whether a model that has to answer has been quarantined in all its versions.
-    pub fn has_lost_a_required_model(&self) -> bool {
-        let versions = self.versions.0.read();
-        let lost = |served: &&Arc<Served>| matches!(served.status(), Status::Quarantined(_));
-        versions.values().filter(|served| served.manifest.required).filter(lost).any(|lost_one| {
-            let name = &lost_one.manifest.name;
-            versions.values().filter(|served| served.manifest.name == *name).all(|served| lost(&served))
-        })
+    /// Models that were to be served from the start and of which no version could be begun, with the reason.
+    pub fn broken(&self) -> BTreeMap<String, Broken> {
+        self.broken.read().clone()
+    }
+
+    /// Why the worker cannot do what it is there for: it holds no model, or one that is required does not answer in any of
+    /// its versions. `None` if all is well.
+    pub fn unsound(&self) -> Option<String> {
+        let (versions, broken) = (self.versions(), self.broken());
+        if versions.is_empty() && broken.is_empty() {
+            return Some(format!("no model is loaded; the repository is {}", self.repository.root().display()));
+        }
+        let mut lost: BTreeMap<&str, String> = BTreeMap::new();
+        for (name, broken) in broken.iter().filter(|(_, broken)| broken.required) {
+            lost.insert(name, broken.why.to_string());
+        }
+        // versions of a model stand side by side: the reason of its newest, unless an older one answers
+        for served in versions.iter().filter(|served| served.manifest.required) {
+            let down = match served.status() {
+                Status::Quarantined(why) | Status::Waiting(why) => Some(why),
+                Status::Ready | Status::Loading | Status::Unloading => None,
+            };
+            let sound = |other: &&Arc<Served>| {
+                other.manifest.name == served.manifest.name
+                    && !matches!(other.status(), Status::Quarantined(_) | Status::Waiting(_))
+            };
+            if let Some(why) = down.filter(|_| !versions.iter().any(|other| sound(&other))) {
+                lost.insert(&served.manifest.name, why);
+            }
+        }
+        let reasons: Vec<String> = lost.iter().map(|(name, why)| format!("model {name}: {why}")).collect();
+        (!reasons.is_empty()).then(|| reasons.join("\n"))
     }
 
     /// A version, or the newest; NOT_FOUND with the names that exist.
@@ -175,6 +205,10 @@ impl Worker {
         found.cloned().ok_or_else(|| {
             let numbers: Vec<String> =
                 versions.keys().filter(|(name, _)| name == model).map(|(_, version)| version.to_string()).collect();
+            if let Some(broken) = self.broken.read().get(model) {
+                let message = format!("model '{model}' cannot be loaded: {}", broken.why);
+                return Error::FailedPrecondition { reason: "LOAD_FAILED", message };
+            }
             if numbers.is_empty() {
                 let mut names: Vec<&str> = versions.keys().map(|(name, _)| name.as_str()).collect();
                 names.dedup();
@@ -200,107 +234,6 @@ impl Worker {
             count = hung.wait_for(|count| *count > max_hung_threads) =>
                 format!("{} device threads hang and cannot be ended", count.map_or(0, |count| *count)),
         }
-    }
-
-    /// Loads, or loads again, the versions that the model's policy names, and waits until they are warm. What was
-    /// loaded before answers until then, and goes on answering if the new ones cannot be loaded.
-    pub async fn load(&self, model: &str, overriding: Option<Manifest>) -> Result<()> {
-        let _one_at_a_time = self.changing.lock().await;
-        let entry = self.repository.get(model)?;
-        let numbers = entry.served();
-        let manifest = match (overriding, entry.manifest) {
-            (Some(manifest), _) | (None, Ok(manifest)) => Arc::new(manifest),
-            (None, Err(error)) => return Err(Error::invalid("model_name", error)),
-        };
-        if numbers.is_empty() {
-            let there: Vec<String> = entry.versions.iter().map(u64::to_string).collect();
-            let message = format!("no version of {model} is to be served; there are [{}]", there.join(", "));
-            return Err(Error::FailedPrecondition { reason: "NO_VERSION", message });
-        }
-        let before = self.versions.of_model(model);
-        let mut fresh = Vec::new();
-        for version in numbers {
-            fresh.push(Arc::new(self.prepare(&manifest, version, &before).await?));
-        }
-        for served in &fresh {
-            if before.is_empty() {
-                self.versions.insert(served);
-            }
-            // a root that is gone has said so through `failed`
-            let _ = self.root.cast(root::Message::Start(served.clone()));
-        }
-        let until = Instant::now() + LOAD_PATIENCE;
-        for served in &fresh {
-            if let Err(error) = served.wait_ready(until).await {
-                if !before.is_empty() {
-                    for served in &fresh {
-                        self.stop(served).await;
-                    }
-                }
-                return Err(error);
-            }
-        }
-        for served in &fresh {
-            self.versions.insert(served);
-        }
-        for old in &before {
-            self.retire(old).await;
-        }
-        Ok(())
-    }
-
-    /// Unloads all versions of a model: no new requests, those in work are finished, then the memory is freed.
-    pub async fn unload(&self, model: &str) -> Result<()> {
-        let _one_at_a_time = self.changing.lock().await;
-        let versions = self.versions.of_model(model);
-        if versions.is_empty() {
-            return self.served(model, None).map(drop);
-        }
-        for served in versions {
-            self.retire(&served).await;
-        }
-        Ok(())
-    }
-
-    async fn prepare(&self, manifest: &Arc<Manifest>, version: u64, before: &[Arc<Served>]) -> Result<Served> {
-        let directory = self.repository.directory(&manifest.name, version);
-        let (reading, folder) = (manifest.clone(), directory.clone());
-        let read = self.pool.run(move || {
-            let namespace = namespace::of(&reading, version, &folder)?;
-            let assets = Assets::read(&reading, &folder).map_err(|error| error.to_string())?;
-            Ok((namespace, assets))
-        });
-        let failed = |message| Error::FailedPrecondition { reason: "LOAD_FAILED", message };
-        let (namespace, assets) = read.await?.map_err(failed)?;
-        let place = format!("{}/{}/{}/{version}", self.name, manifest.modality, manifest.name);
-        // beside a predecessor that still answers, a path of its own
-        let mut path = place.clone();
-        let mut generation = 1;
-        while before.iter().any(|old| old.path == path) {
-            generation += 1;
-            path = format!("{place}.{generation}");
-        }
-        let upstream = manifest.upstream.clone().map(|model| -> Upstream {
-            let versions = self.versions.clone();
-            Arc::new(move || versions.newest(&model))
-        });
-        Ok(Served::new(manifest.clone(), version, directory, path, namespace, assets, upstream))
-    }
-
-    /// Lets a version finish what it has, then stops it.
-    async fn retire(&self, served: &Arc<Served>) {
-        served.set_status(Status::Unloading);
-        let until = Instant::now() + UNLOAD_PATIENCE;
-        while served.in_flight() > 0 && Instant::now() < until {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        self.stop(served).await;
-        self.versions.remove(served);
-    }
-
-    async fn stop(&self, served: &Arc<Served>) {
-        // a root that is gone has taken its versions with it
-        let _ = ractor::call!(self.root, |done| root::Message::Stop(served.clone(), done));
     }
 
     /// Who answers this request.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ractor::{Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, RpcReplyPort, SupervisionEvent};
 
-use super::served::{Served, Status};
+use super::served::Served;
 use super::version::{self, Version};
 use crate::replica::actor::{LoadFailed, Shared};
 use crate::supervision::policy::{Intensity, Verdict};
@@ -148,16 +148,20 @@ impl State {
         let verdict = if fatal { Verdict::Escalate } else { intensity.failed() };
         match verdict {
             Verdict::Restart(after) => {
-                tracing::warn!(path = served.path, reason, "version failed, restarting");
+                tracing::warn!(path = self.shared.tree.shown(&served.path), reason, "version failed, restarting");
                 self.shared.tree.failed(&served.path, TreeState::Restarting, reason);
                 myself.send_after(after, move || Message::Start(served));
             }
             // the failure is the version's own: taking the whole modality down would only spread it
             Verdict::Escalate => {
-                tracing::error!(path = served.path, reason, "version quarantined");
                 self.shared.tree.failed(&served.path, TreeState::Quarantined, reason);
-                metrics::counter!("sensorium_quarantines_total", "model" => served.manifest.name.clone()).increment(1);
-                served.set_status(Status::Quarantined(reason.to_owned()));
+                // one that is tried again was told of and counted the first time
+                if !served.is_trial() {
+                    tracing::error!(path = self.shared.tree.shown(&served.path), reason, "version quarantined");
+                    let model = served.manifest.name.clone();
+                    metrics::counter!("sensorium_quarantines_total", "model" => model).increment(1);
+                }
+                served.quarantine(reason, fatal);
             }
         }
         tracing::debug!(path = self.path, "supervision event handled");

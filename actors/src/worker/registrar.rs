@@ -8,6 +8,7 @@ use tokio::sync::Mutex;
 use tokio::task::AbortHandle;
 
 use super::Worker;
+use super::loading::Broken;
 use super::served::Served;
 use crate::manifest::Pipeline;
 use crate::shapes;
@@ -75,12 +76,16 @@ impl Registrar {
 }
 
 fn announce(worker: &Worker, lease: &Lease) {
-    let held = worker.versions().iter().map(|served| held(served)).collect();
+    let served = worker.versions();
+    let broken = worker.broken();
+    let held =
+        served.iter().map(|served| held(served)).chain(broken.iter().map(|(name, broken)| missing(name, broken)));
+    let held = held.collect();
     lease.update(|registration| registration.models = held);
 }
 
 fn held(served: &Served) -> Held {
-    let (state, reason) = served.status().index();
+    let (state, reason) = served.index();
     let (manifest, routing) = (&served.manifest, &served.manifest.routing);
     Held {
         name: manifest.name.clone(),
@@ -98,5 +103,18 @@ fn held(served: &Served) -> Held {
             cached: manifest.cache,
         },
         accepts: Some(shapes::accepts(manifest)),
+    }
+}
+
+/// A model of which no version could be begun: those who ask for it are told why.
+fn missing(name: &str, broken: &Broken) -> Held {
+    Held {
+        name: name.to_owned(),
+        version: broken.version,
+        modality: broken.modality.map_or_else(String::new, |modality| modality.to_string()),
+        state: "UNAVAILABLE".to_owned(),
+        reason: broken.why.to_string(),
+        namespace: String::new(),
+        policy: Policy::default(),
     }
 }

@@ -1,19 +1,21 @@
 //! A served version: what a request needs to reach its batcher, whatever its supervisor is doing at the moment.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use ractor::ActorRef;
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
+use super::namespace::Fingerprint;
 use crate::batching::batcher::Message;
-use crate::batching::entry::{Entry, Generation, RowReply, Work};
+use crate::batching::entry::{Begun, Entry, Generation, RowReply, Work};
 use crate::batching::queue::Meta;
 use crate::error::{Error, Result};
 use crate::manifest::Manifest;
@@ -28,6 +30,8 @@ use crate::tensor::Tensor;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Tries of a row whose batcher was lost before it was executed.
 const TRIES: usize = 3;
+/// Models that read from each other in a row, at most: manifests may name each other in a circle.
+const UPSTREAMS: usize = 4;
 
 /// Whether a version answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +44,8 @@ pub enum Status {
     Unloading,
     /// It failed too often, or cannot be loaded; why.
     Quarantined(String),
+    /// It is warm, but the model that it reads from does not answer; which, and why.
+    Waiting(String),
 }
 
 impl Status {
@@ -49,7 +55,7 @@ impl Status {
             Self::Ready => ("READY", String::new()),
             Self::Loading => ("LOADING", String::new()),
             Self::Unloading => ("UNLOADING", String::new()),
-            Self::Quarantined(reason) => ("UNAVAILABLE", reason.clone()),
+            Self::Quarantined(reason) | Self::Waiting(reason) => ("UNAVAILABLE", reason.clone()),
         }
     }
 }
@@ -67,6 +73,16 @@ pub struct Row {
     pub kind: u64,
 }
 
+/// What a version was read from.
+pub struct Files {
+    /// Where they lie.
+    pub directory: PathBuf,
+    /// What the pipeline needs of them.
+    pub assets: Assets,
+    /// What they were.
+    pub fingerprint: Fingerprint,
+}
+
 /// One version of one model in one worker.
 pub struct Served {
     /// How it is served.
@@ -75,17 +91,23 @@ pub struct Served {
     pub version: u64,
     /// Where it lies.
     pub directory: PathBuf,
-    /// Its place in the tree.
+    /// Its place in the tree, for its actors: operators may see it under another, see [`Tree::alias`].
+    ///
+    /// [`Tree::alias`]: crate::supervision::tree::Tree::alias
     pub path: String,
     /// What its pipeline needs.
     pub assets: Assets,
-    namespace: String,
+    fingerprint: Fingerprint,
     /// Figures.
     pub metrics: Arc<VersionMetrics>,
     upstream: Option<Arc<dyn Fn() -> Option<Arc<Served>> + Send + Sync>>,
     batcher: ArcSwapOption<ActorRef<Message>>,
     ready: Arc<watch::Sender<usize>>,
     status: RwLock<Status>,
+    /// Why replicas cannot be loaded, by their number.
+    unloadable: Mutex<BTreeMap<usize, String>>,
+    comes_back: AtomicBool,
+    is_trial: AtomicBool,
     in_flight: AtomicUsize,
 }
 
@@ -94,17 +116,10 @@ pub type Upstream = Arc<dyn Fn() -> Option<Arc<Served>> + Send + Sync>;
 
 impl Served {
     /// A version that is about to be started.
-    pub fn new(
-        manifest: Arc<Manifest>,
-        version: u64,
-        directory: PathBuf,
-        path: String,
-        namespace: String,
-        assets: Assets,
-        upstream: Option<Upstream>,
-    ) -> Self {
+    pub fn new(manifest: Arc<Manifest>, version: u64, path: String, files: Files, upstream: Option<Upstream>) -> Self {
+        let Files { directory, assets, fingerprint } = files;
         Self {
-            namespace,
+            fingerprint,
             metrics: Arc::new(VersionMetrics::new(&manifest, version)),
             manifest,
             version,
@@ -115,6 +130,9 @@ impl Served {
             batcher: ArcSwapOption::empty(),
             ready: Arc::new(watch::Sender::new(0)),
             status: RwLock::new(Status::Loading),
+            unloadable: Mutex::default(),
+            comes_back: AtomicBool::new(false),
+            is_trial: AtomicBool::new(false),
             in_flight: AtomicUsize::new(0),
         }
     }
@@ -122,20 +140,93 @@ impl Served {
     /// Namespace of its answers in a cache: everything that they depend on beside the input, and so that of the version
     /// that it reads from, too.
     pub fn namespace(&self) -> Cow<'_, str> {
-        match self.upstream.as_ref().and_then(|upstream| upstream()) {
-            Some(upstream) => format!("{}<{}", self.namespace, upstream.namespace()).into(),
-            None => self.namespace.as_str().into(),
+        self.namespace_within(UPSTREAMS)
+    }
+
+    fn namespace_within(&self, depth: usize) -> Cow<'_, str> {
+        let own = self.fingerprint.namespace();
+        let upstream = self.upstream.as_ref().filter(|_| depth > 0).and_then(|upstream| upstream());
+        match upstream {
+            Some(upstream) => format!("{own}<{}", upstream.namespace_within(depth - 1)).into(),
+            None => own.into(),
         }
+    }
+
+    /// Whether the files of the version are still those that it was loaded from: what is read from others must not be
+    /// kept under its namespace. Reads them again if they were touched.
+    ///
+    /// # Errors
+    /// Says that they are not, or which cannot be read.
+    pub fn check_files(&self) -> Result<(), String> {
+        self.fingerprint.check(&self.manifest, self.version, &self.directory)
     }
 
     /// Whether it answers.
     pub fn status(&self) -> Status {
+        let own = self.own_status();
+        let (Status::Ready, Some(upstream), Some(find)) = (&own, &self.manifest.upstream, &self.upstream) else {
+            return own;
+        };
+        match find().map(|found| found.own_status()) {
+            Some(Status::Ready | Status::Waiting(_)) => own,
+            Some(Status::Loading) => Status::Loading,
+            Some(Status::Quarantined(why)) => Status::Waiting(format!("reads from {upstream}, which is down: {why}")),
+            Some(Status::Unloading) | None => Status::Waiting(format!("reads from {upstream}, which is not loaded")),
+        }
+    }
+
+    /// The same without a look at the model that it reads from.
+    fn own_status(&self) -> Status {
         let status = self.status.read().clone();
         match status {
             Status::Loading | Status::Ready if *self.ready.borrow() > 0 => Status::Ready,
             Status::Ready => Status::Loading,
             other => other,
         }
+    }
+
+    /// State and reason, as the repository index writes them: of a version that answers also which of its replicas do not.
+    pub fn index(&self) -> (&'static str, String) {
+        let (state, reason) = self.status().index();
+        let unloadable = self.unloadable.lock();
+        if !reason.is_empty() || unloadable.is_empty() {
+            return (state, reason);
+        }
+        let why: Vec<String> = unloadable.iter().map(|(number, why)| format!("replica-{number}: {why}")).collect();
+        let (down, all) = (unloadable.len(), self.manifest.replicas.count);
+        (state, format!("{down} of {all} replicas cannot be loaded: {}", why.join("; ")))
+    }
+
+    /// Notes why a replica cannot be loaded, or that it has been. Returns how many cannot be at the moment, and whether
+    /// this one could not be before.
+    pub fn note_replica(&self, number: usize, unloadable: Option<String>) -> (usize, bool) {
+        let mut known = self.unloadable.lock();
+        let before = match unloadable {
+            Some(why) => known.insert(number, why),
+            None => known.remove(&number),
+        };
+        (known.len(), before.is_some())
+    }
+
+    /// Takes the version out of service; `comes_back` if it is tried again since it could not be loaded.
+    pub fn quarantine(&self, reason: &str, comes_back: bool) {
+        self.comes_back.store(comes_back, Ordering::Release);
+        self.set_status(Status::Quarantined(reason.to_owned()));
+    }
+
+    /// Whether it is in quarantine and to be tried again.
+    pub fn is_to_be_tried_again(&self) -> bool {
+        self.comes_back.load(Ordering::Acquire) && matches!(self.own_status(), Status::Quarantined(_))
+    }
+
+    /// Marks the version as one that is tried again: that it cannot be loaded is no news.
+    pub fn set_trial(&self) {
+        self.is_trial.store(true, Ordering::Release);
+    }
+
+    /// Whether it is such a one.
+    pub fn is_trial(&self) -> bool {
+        self.is_trial.load(Ordering::Acquire)
     }
 
     /// Changes the status, and wakes those who wait for it.
@@ -160,7 +251,7 @@ impl Served {
         let find = || Some(self.upstream.as_ref()?()?.enter());
         // one that began to be unloaded between finding and entering has a successor already
         let entered = std::iter::repeat_with(find).take(3).flatten();
-        let mut sound = entered.filter(|entered| entered.status() != Status::Unloading);
+        let mut sound = entered.filter(|entered| entered.own_status() != Status::Unloading);
         sound.next().ok_or_else(|| Error::Unavailable {
             reason: "UPSTREAM_MISSING",
             message: format!("{} reads from {name}, which is not loaded", self.manifest.name),
@@ -195,13 +286,13 @@ impl Served {
         self.in_flight.load(Ordering::Acquire)
     }
 
-    /// Waits until at least one replica is warm, or says why there will be none.
+    /// Waits until at least one replica is warm, or says why there will be none. The model that it reads from may be missing.
     pub async fn wait_ready(&self, until: Instant) -> Result<()> {
         let mut ready = self.ready.subscribe();
         loop {
             ready.mark_unchanged();
-            match self.status() {
-                Status::Ready => return Ok(()),
+            match self.own_status() {
+                Status::Ready | Status::Waiting(_) => return Ok(()),
                 Status::Quarantined(why) => {
                     return Err(Error::FailedPrecondition {
                         reason: "QUARANTINED",
@@ -250,12 +341,16 @@ impl Served {
                     tries += 1;
                     let batcher = self.batcher(context).await?;
                     let (reply, answer) = oneshot::channel();
-                    let work = Work::Forward { tensors: row.tensors.clone(), reply };
+                    let begun = (!self.manifest.routing.idempotent).then(Begun::default);
+                    let work = Work::Forward { tensors: row.tensors.clone(), reply, begun: begun.clone() };
                     let sent = batcher.cast(self.submission(work, row.rows, row.length, row.kind, context));
                     if sent.is_ok()
                         && let Ok(answer) = answer.await
                     {
                         return answer;
+                    }
+                    if begun.is_some_and(|begun| begun.is_set()) {
+                        return Err(Error::begun(&self.manifest.name, "it was lost"));
                     }
                     if tries == TRIES {
                         return Err(Error::lost(&self.manifest.name));

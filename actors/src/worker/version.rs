@@ -1,4 +1,7 @@
 //! The supervisor of one model version: its batcher and its replicas.
+//!
+//! A replica that cannot be loaded, while others can, leaves the version to them and is tried again at growing pauses. Only
+//! when none can be loaded does the version fail.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,6 +15,11 @@ use crate::replica::actor::{self as replica, LoadFailed, Replica, Shared};
 use crate::supervision::policy::{Intensity, Verdict};
 use crate::supervision::tree::State as TreeState;
 use crate::supervision::{RESTART, RETIRE};
+
+/// The first pause of a replica that cannot be loaded; each is twice the one before.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// The longest pause.
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 
 /// What the supervisor tells itself.
 pub enum Message {
@@ -37,6 +45,8 @@ pub struct State {
     batcher: ActorRef<batcher::Message>,
     replicas: HashMap<ActorId, usize>,
     intensity: Intensity,
+    /// How long replicas that could not be loaded wait, by their number.
+    pauses: HashMap<usize, Duration>,
 }
 
 impl Actor for Version {
@@ -56,7 +66,12 @@ impl Actor for Version {
         let replicas = &served.manifest.replicas;
         let intensity = Intensity::new(replicas.max_restarts, Duration::from_millis(replicas.restart_window_ms));
         let count = replicas.count;
-        let mut state = State { served, shared, batcher, replicas: HashMap::new(), intensity };
+        // what its predecessor could not load is tried anew
+        for number in 0..count {
+            served.note_replica(number, None);
+        }
+        let (replicas, pauses) = (HashMap::new(), HashMap::new());
+        let mut state = State { served, shared, batcher, replicas, intensity, pauses };
         for number in 0..count {
             state.start(&myself, number).await?;
         }
@@ -108,6 +123,7 @@ impl State {
         self.shared.tree.starting(&path, "replica");
         let args = replica::Arguments {
             path: path.clone(),
+            number,
             served: self.served.clone(),
             batcher: self.batcher.clone(),
             shared: self.shared.clone(),
@@ -140,15 +156,35 @@ impl State {
         let path = self.path(number);
         self.shared.tree.failed(&path, TreeState::Restarting, reason);
         if fatal {
-            return Err(LoadFailed::from(reason).into());
+            return self.unloadable(myself, number, reason);
         }
         match self.intensity.failed() {
             Verdict::Restart(after) => {
+                let path = self.shared.tree.shown(&path);
                 tracing::warn!(path, reason, after_ms = after.as_millis(), "replica failed, restarting");
                 myself.send_after(after, move || Message::Start(number));
                 Ok(())
             }
             Verdict::Escalate => Err(format!("replica-{number} fails too often: {reason}").into()),
         }
+    }
+
+    /// The version goes on with the replicas that it has, if it has any.
+    fn unloadable(
+        &mut self,
+        myself: &ActorRef<Message>,
+        number: usize,
+        reason: &str,
+    ) -> Result<(), ActorProcessingErr> {
+        let (down, again) = self.served.note_replica(number, Some(reason.to_owned()));
+        if down >= self.served.manifest.replicas.count {
+            return Err(LoadFailed::from(reason).into());
+        }
+        let pause = self.pauses.entry(number).or_insert(FIRST_PAUSE);
+        *pause = if again { (*pause * 2).min(LONGEST_PAUSE) } else { FIRST_PAUSE };
+        let (after, path) = (*pause, self.shared.tree.shown(&self.path(number)));
+        tracing::warn!(path, reason, after_ms = after.as_millis(), "replica cannot be loaded, the others go on");
+        myself.send_after(after, move || Message::Start(number));
+        Ok(())
     }
 }

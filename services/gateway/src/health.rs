@@ -27,13 +27,18 @@ const SERVICES: [&str; 5] =
 pub struct Readiness {
     ready: Arc<AtomicBool>,
     changed: Arc<watch::Sender<()>>,
-    sound: Arc<dyn Fn() -> bool + Send + Sync>,
+    unsound: Arc<dyn Fn() -> Option<String> + Send + Sync>,
 }
 
 impl Readiness {
     /// Not ready yet. Once it is, it stays so for as long as `sound` says yes.
     pub fn new(sound: impl Fn() -> bool + Send + Sync + 'static) -> Self {
-        Self { ready: Arc::default(), changed: Arc::default(), sound: Arc::new(sound) }
+        Self::unless(move || (!sound()).then(String::new))
+    }
+
+    /// The same for what can say why it is not: it stays ready for as long as `unsound` gives no reason.
+    pub fn unless(unsound: impl Fn() -> Option<String> + Send + Sync + 'static) -> Self {
+        Self { ready: Arc::default(), changed: Arc::default(), unsound: Arc::new(unsound) }
     }
 
     /// Ready, or not any more.
@@ -44,7 +49,12 @@ impl Readiness {
 
     /// Whether it is.
     pub fn is_ready(&self) -> bool {
-        self.ready.load(Ordering::Acquire) && (self.sound)()
+        self.ready.load(Ordering::Acquire) && (self.unsound)().is_none()
+    }
+
+    /// Why it is not, as far as that can be said; may be of several lines.
+    pub fn why_not(&self) -> String {
+        (self.unsound)().unwrap_or_default()
     }
 }
 

@@ -75,5 +75,10 @@ pub async fn serve(
 const PAUSE: Duration = Duration::from_millis(50);
 
 async fn ready(State(readiness): State<Readiness>) -> impl IntoResponse {
-    if readiness.is_ready() { (StatusCode::OK, "ready\n") } else { (StatusCode::SERVICE_UNAVAILABLE, "not ready\n") }
+    if readiness.is_ready() {
+        return (StatusCode::OK, "ready\n".to_owned());
+    }
+    let why = readiness.why_not();
+    let why = if why.is_empty() { String::new() } else { format!("{why}\n") };
+    (StatusCode::SERVICE_UNAVAILABLE, format!("not ready\n{why}"))
 }

@@ -16,9 +16,10 @@ use crate::status::from_error;
 const TRAILER: &str = "sensorium-error-bin";
 
 /// Reasons are compile-time constants, so that metrics stay bounded: those that may cross the plane.
-const REASONS: [&str; 22] = [
+const REASONS: [&str; 23] = [
     "BLOCKED",
     "CONCURRENCY_LIMIT",
+    "DECODING_FULL",
     "DRAINING",
     "LOADING",
     "LOAD_FAILED",

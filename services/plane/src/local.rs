@@ -60,6 +60,16 @@ impl LocalMember {
     }
 }
 
+impl LocalMember {
+    /// The same for a model that is to be served from the start: if it cannot be, the worker remembers why, says so, and
+    /// tries again.
+    pub async fn load_from_the_start(&self, model: &str) -> Result<()> {
+        let loaded = self.worker.load_from_the_start(model).await;
+        self.registrar.announce(&self.worker).await;
+        loaded
+    }
+}
+
 impl Client for LocalMember {
     fn name(&self) -> &str {
         self.worker.name()
@@ -185,18 +195,20 @@ async fn card(served: &Served) -> Result<GetModelCardResponse> {
 
 /// What lies in the repository, and how each version fares.
 fn index(worker: &Worker) -> Result<Vec<ModelIndex>> {
-    let versions = worker.versions();
+    let (versions, broken) = (worker.versions(), worker.broken());
     let mut models = Vec::new();
     for entry in worker.repository().list()? {
         let loaded: Vec<_> = versions.iter().filter(|served| served.manifest.name == entry.name).collect();
         if loaded.is_empty() {
-            let reason = entry.manifest.as_ref().err().map_or("unloaded".to_owned(), ToString::to_string);
+            let cannot = broken.get(&entry.name).map(|broken| broken.why.to_string());
+            let unread = || entry.manifest.as_ref().err().map(ToString::to_string);
+            let reason = cannot.or_else(unread).unwrap_or_else(|| "unloaded".to_owned());
             let version = entry.versions.last().map_or(String::new(), u64::to_string);
             models.push(ModelIndex { name: entry.name, version, state: "UNAVAILABLE".to_owned(), reason });
             continue;
         }
         for served in loaded {
-            let (state, reason) = served.status().index();
+            let (state, reason) = served.index();
             let (name, version) = (entry.name.clone(), served.version.to_string());
             models.push(ModelIndex { name, version, state: state.to_owned(), reason });
         }

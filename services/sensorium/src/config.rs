@@ -255,7 +255,7 @@ impl Default for Plane {
 }
 
 /// Threads and devices.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Compute {
     /// Threads that carry requests between clients and workers, each with connections of its own. 0: one for each core, up
@@ -265,9 +265,18 @@ pub struct Compute {
     pub intra_op_threads: usize,
     /// Decoding, resampling and tokenising jobs at once. 0: as many as cores.
     pub decode_threads: usize,
+    /// Bytes that decoded images and clips of all requests may take together. A request waits for room within its deadline;
+    /// one that alone needs more is refused. Default: 1073741824 (1 GiB).
+    pub decoded_bytes: usize,
     /// Device threads that may hang before the process ends, so that its supervisor starts a sound one. A hung call
     /// cannot be ended otherwise. Default: 0.
     pub max_hung_threads: usize,
+}
+
+impl Default for Compute {
+    fn default() -> Self {
+        Self { lanes: 0, intra_op_threads: 0, decode_threads: 0, decoded_bytes: 1 << 30, max_hung_threads: 0 }
+    }
 }
 
 impl Config {

@@ -56,7 +56,12 @@ pub async fn run(args: ConfigArgs) -> anyhow::Result<ExitCode> {
     if let Some(loaded) = loaded {
         loaded?;
         door.readiness.set(true);
-        welcome(&config, http);
+        if door.readiness.is_ready() {
+            welcome(&config, http);
+        } else {
+            let why = door.readiness.why_not();
+            tell(&format!("\n{} {why}\n", "Serving, but not ready:".red().bold()));
+        }
         broken = worker::until_over(&member, &config, &mut shutdown).await;
     }
 

@@ -74,7 +74,11 @@ pub async fn run(args: ConfigArgs) -> anyhow::Result<ExitCode> {
     if let Some(loaded) = loaded {
         loaded?;
         readiness.set(true);
-        tracing::info!(worker = name, address = %listening, "ready");
+        if readiness.is_ready() {
+            tracing::info!(worker = name, address = %listening, "ready");
+        } else {
+            tracing::error!(worker = name, address = %listening, why = readiness.why_not(), "serving, but not ready");
+        }
         broken = until_over(&member, &config, &mut shutdown).await;
     }
 
@@ -92,7 +96,7 @@ pub async fn run(args: ConfigArgs) -> anyhow::Result<ExitCode> {
 /// Whether the worker's models answer, once it has been set.
 pub fn readiness(member: &LocalMember) -> Readiness {
     let worker = member.worker().clone();
-    Readiness::new(move || !worker.has_lost_a_required_model())
+    Readiness::unless(move || worker.unsound())
 }
 
 /// Returns when the process is to end; true if it must not go on.
@@ -130,6 +134,7 @@ pub async fn start(
         repository: config.repository.clone(),
         concurrent_calls: cores / intra_op_threads,
         decode_threads: or_cores(config.compute.decode_threads),
+        decoded_bytes: config.compute.decoded_bytes,
     };
     let loader = Arc::new(TchLoader::new(sensorium_worker::Options { intra_op_threads }));
     let lane = lanes.handles().first().context("no lanes")?;
@@ -147,7 +152,8 @@ pub fn alone(membership: &Membership, member: &Arc<LocalMember>, tree: Tree) -> 
     Fleet::new(membership, Arc::new(make), tree)
 }
 
-/// Loads the models that are wanted, those that others read from first. A model that is not required may fail.
+/// Loads the models that are wanted, those that others read from first. One that cannot be loaded keeps none of the others
+/// from being served: the worker says which and why, is unready if the model is required, and tries again.
 pub async fn load(member: &LocalMember, config: &Config, told: impl Fn(&str, Duration)) -> anyhow::Result<()> {
     let repository = member.worker().repository();
     let mut entries = repository.list()?;
@@ -160,11 +166,9 @@ pub async fn load(member: &LocalMember, config: &Config, told: impl Fn(&str, Dur
     entries.sort_by_key(|entry| entry.manifest.as_ref().is_ok_and(|manifest| manifest.upstream.is_some()));
     for entry in entries {
         let started = Instant::now();
-        let required = entry.manifest.as_ref().map_or(true, |manifest| manifest.required);
-        match member.load_model(&entry.name, None).await {
+        match member.load_from_the_start(&entry.name).await {
             Ok(()) => told(&entry.name, started.elapsed()),
-            Err(error) if required => return Err(error).with_context(|| format!("model {}", entry.name)),
-            Err(error) => tracing::error!(model = entry.name, %error, "optional model left out"),
+            Err(error) => tracing::error!(model = entry.name, %error, "model cannot be loaded, the others are served"),
         }
     }
     Ok(())

@@ -30,6 +30,7 @@ impl Engine for Identity {
 /// | NaN | panic |
 /// | +∞ | hang: the thread blocks for ever, without a beat |
 /// | −∞ | [`Error::Device`] |
+/// | x > 1,000,000 | hang that ends: blocks for x − 1,000,000 milliseconds, without a beat |
 /// | x < 0 | takes \|x\| milliseconds, with a beat every 10 ms |
 /// | else | nothing |
 pub(crate) struct Chaos {
@@ -67,6 +68,9 @@ fn orders(input: &Tensor) -> Result<Vec<f32>, Error> {
     Ok(values.into_iter().step_by(stride).collect())
 }
 
+/// Orders above it are hangs that end.
+const HANGS_FOR: f32 = 1e6;
+
 #[allow(clippy::panic)]
 fn obey(order: f32, pulse: &dyn Pulse) -> Result<(), Error> {
     if order.is_nan() {
@@ -79,6 +83,10 @@ fn obey(order: f32, pulse: &dyn Pulse) -> Result<(), Error> {
     }
     if order == f32::NEG_INFINITY {
         return Err(Error::Device("chaos: told to fail".to_owned()));
+    }
+    if order > HANGS_FOR {
+        std::thread::sleep(Duration::from_secs_f32((order - HANGS_FOR) / 1000.0));
+        return Ok(());
     }
     let end = Instant::now() + Duration::from_secs_f32(-order.min(0.0) / 1000.0);
     loop {

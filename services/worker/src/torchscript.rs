@@ -68,7 +68,7 @@ impl Network for TorchScript {
         let arguments: Vec<IValue> = inputs.iter().map(|tensor| IValue::Tensor(tensor.shallow_clone())).collect();
         let tensors = flatten(self.module.forward_is(&arguments)?)?;
         if tensors.len() != self.outputs.len() {
-            return Err(Error::Load(format!(
+            return Err(Error::Output(format!(
                 "forward returned {} tensors, but model.toml declares {} outputs",
                 tensors.len(),
                 self.outputs.len()
@@ -79,7 +79,7 @@ impl Network for TorchScript {
             let fits = shape.len() == spec.shape.len()
                 && shape.iter().zip(&spec.shape).all(|(&got, &want)| want == -1 || got == want);
             if !fits {
-                return Err(Error::Load(format!(
+                return Err(Error::Output(format!(
                     "forward returned '{}' with shape {shape:?}, but model.toml declares {:?}",
                     spec.name, spec.shape
                 )));
@@ -100,6 +100,6 @@ fn flatten(value: IValue) -> Result<Vec<Tensor>, Error> {
             }
             Ok(tensors)
         }
-        _ => Err(Error::Load("forward returned something other than a tensor, or a tuple or list of tensors".into())),
+        _ => Err(Error::Output("forward returned something other than a tensor, or a tuple or list of tensors".into())),
     }
 }

@@ -143,11 +143,3 @@ async fn a_version_that_cannot_be_loaded_is_quarantined_and_the_rest_serves() {
     assert_eq!(serving, tonic_health::pb::health_check_response::ServingStatus::NotServing);
     assert_eq!(client.actor("text/half/1").await.state, "quarantined");
 }
-
-#[tokio::test]
-async fn a_required_model_that_cannot_be_loaded_fails_the_start() {
-    let server = Server::spawn(ServerOptions::new(Repository::new().broken("minilm", "half", &[])));
-    let exit = server.wait(sensorium_tests::PATIENCE).await;
-    assert!(exit.code.is_some_and(|code| code != 0), "{exit:?}");
-    assert!(exit.log.contains("half"), "{}", exit.log);
-}

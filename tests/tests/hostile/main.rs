@@ -5,9 +5,18 @@
 mod connections;
 mod messages;
 mod readers;
+mod broken;
+mod decoding;
+mod loads;
+mod modules;
+mod numbers;
+mod replicas;
 mod rows;
 
-use sensorium_tests::{Repository, Server, ServerOptions};
+use std::collections::BTreeMap;
+
+use sensorium_proto::inference::RepositoryIndexRequest;
+use sensorium_tests::{Client, Repository, Server, ServerOptions};
 
 /// A server with quick models, and `wide`, which gives back rows of any length.
 async fn server(settings: &[(&str, &str)]) -> Server {
@@ -18,4 +27,10 @@ async fn server(settings: &[(&str, &str)]) -> Server {
         .chaos("chaos", &[]);
     let options = settings.iter().fold(ServerOptions::new(repository), |options, (key, value)| options.set(key, value));
     Server::start(options).await
+}
+
+/// State and reason of each model, as the repository index says.
+async fn index(client: &Client) -> BTreeMap<String, (String, String)> {
+    let answer = client.inference.clone().repository_index(RepositoryIndexRequest::default()).await.unwrap();
+    answer.into_inner().models.into_iter().map(|model| (model.name, (model.state, model.reason))).collect()
 }

@@ -10,7 +10,7 @@ use symphonia::core::formats::{FormatOptions, FormatReader, TrackType};
 use symphonia::core::io::MediaSourceStream;
 use symphonia::core::meta::MetadataOptions;
 
-use super::{Clip, Error, Limits};
+use super::{Clip, Error, Length, Limits};
 
 /// Rates outside are refused: the lowest is half of telephony's, the highest the fastest of studio recordings.
 const RATES: std::ops::RangeInclusive<u32> = 4_000..=192_000;
@@ -33,6 +33,24 @@ const FORGIVEN_PACKETS: usize = 4;
 /// the header claims, so memory is bounded by the limit and by the highest rate. The other variants for content that
 /// is no audio.
 pub fn decode(bytes: &[u8], limits: &Limits) -> Result<Clip, Error> {
+    guarded(bytes, limits, || decode_unguarded(bytes, limits))
+}
+
+/// How long a clip will be, told from its header: what decoding it takes can be told before it is decoded. Where the header
+/// says nothing, the length is guessed from the number of bytes, at the bit rate of poor speech.
+///
+/// # Errors
+///
+/// Those of [`decode`] that need no decoding.
+pub fn length(bytes: &[u8], limits: &Limits) -> Result<Length, Error> {
+    guarded(bytes, limits, || length_unguarded(bytes))
+}
+
+fn guarded<T>(
+    bytes: &[u8],
+    limits: &Limits,
+    read: impl FnOnce() -> Result<T, Error> + std::panic::UnwindSafe,
+) -> Result<T, Error> {
     if bytes.is_empty() {
         return Err(Error::Empty);
     }
@@ -41,16 +59,37 @@ pub fn decode(bytes: &[u8], limits: &Limits) -> Result<Clip, Error> {
     }
     // A header can still overflow the demuxers' arithmetic (seen: a WAV of 32 channels with an empty channel mask, where
     // overflow checks are on). That is a broken clip, not a broken server.
-    std::panic::catch_unwind(|| decode_unguarded(bytes, limits))
+    std::panic::catch_unwind(read)
         .unwrap_or_else(|_| Err(Error::UnknownFormat { bytes: bytes.len(), reason: "its decoder panicked".to_owned() }))
+}
+
+/// Bits of a second of poor speech.
+const POOR_BIT_RATE: f64 = 32_000.0;
+/// The rate that is assumed where the header has none.
+const USUAL_RATE: u32 = 48_000;
+/// Seconds by which decoders may give more than the header says: what the encoder put before and behind.
+const ENCODER_PADDING: f64 = 1.0;
+
+fn length_unguarded(bytes: &[u8]) -> Result<Length, Error> {
+    let reader = probe(bytes)?;
+    let track = reader.default_track(TrackType::Audio);
+    let rate = track.and_then(|track| track.codec_params.as_ref()?.audio()?.sample_rate).unwrap_or(USUAL_RATE);
+    let sample_rate = rate.clamp(*RATES.start(), *RATES.end());
+    let guessed = bytes.len() as f64 * 8.0 / POOR_BIT_RATE;
+    let told = track.and_then(|track| track.num_frames).map(|frames| frames as f64 / f64::from(sample_rate));
+    Ok(Length { seconds: told.unwrap_or(guessed) + ENCODER_PADDING, sample_rate })
+}
+
+fn probe(bytes: &[u8]) -> Result<Box<dyn FormatReader + '_>, Error> {
+    let stream = MediaSourceStream::new(Box::new(Cursor::new(bytes)), Default::default());
+    symphonia::default::get_probe()
+        .probe(&Hint::new(), stream, FormatOptions::default(), MetadataOptions::default())
+        .map_err(|fault| Error::UnknownFormat { bytes: bytes.len(), reason: fault.to_string() })
 }
 
 fn decode_unguarded(bytes: &[u8], limits: &Limits) -> Result<Clip, Error> {
     let unknown = |fault: Fault| Error::UnknownFormat { bytes: bytes.len(), reason: fault.to_string() };
-    let stream = MediaSourceStream::new(Box::new(Cursor::new(bytes)), Default::default());
-    let mut reader = symphonia::default::get_probe()
-        .probe(&Hint::new(), stream, FormatOptions::default(), MetadataOptions::default())
-        .map_err(unknown)?;
+    let mut reader = probe(bytes)?;
     let (mut track, mut decoder) = open(reader.as_ref()).map_err(unknown)?;
 
     let codec = decoder.codec_info().short_name;

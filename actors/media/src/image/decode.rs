@@ -29,6 +29,37 @@ const WORKING_BYTES: u64 = 16 << 20;
 /// size is allocated: the header's word is enough to refuse. [`Error::Empty`], [`Error::UnknownFormat`] and
 /// [`Error::Undecodable`] for content that is no image.
 pub fn decode(bytes: &[u8], limits: &Limits) -> Result<Image, Error> {
+    guarded(bytes, limits, |format| decode_as(format, bytes, limits))
+}
+
+/// Bytes that [`decode`] will hold at its peak, told from the header: the decoder's pixels, their RGB form, and for a
+/// progressive JPEG its coefficients.
+///
+/// # Errors
+///
+/// Those of [`decode`] that need no decoding.
+pub fn decoded_bytes(bytes: &[u8], limits: &Limits) -> Result<u64, Error> {
+    guarded(bytes, limits, |format| {
+        let decoder = open(format, bytes, limits)?;
+        let (width, height) = decoder.dimensions();
+        let pixels = u64::from(width) * u64::from(height);
+        // 16 bits for each of three channels
+        let coefficients = if format == ImageFormat::Jpeg && is_progressive(bytes) { 6 * pixels } else { 0 };
+        let alpha = if decoder.color_type().has_alpha() { 4 * pixels } else { 0 };
+        Ok(decoder.total_bytes().saturating_add(3 * pixels + coefficients + alpha))
+    })
+}
+
+/// Whether a JPEG has the marker of a progressive frame (ITU-T T.81, B.1.1.3). A thumbnail's counts too.
+fn is_progressive(bytes: &[u8]) -> bool {
+    bytes.windows(2).any(|marker| marker == [0xff, 0xc2])
+}
+
+fn guarded<T>(
+    bytes: &[u8],
+    limits: &Limits,
+    read: impl FnOnce(ImageFormat) -> Result<T, Error> + std::panic::UnwindSafe,
+) -> Result<T, Error> {
     if bytes.is_empty() {
         return Err(Error::Empty);
     }
@@ -37,26 +68,22 @@ pub fn decode(bytes: &[u8], limits: &Limits) -> Result<Image, Error> {
     }
     let format = sniff(bytes)?;
     // Decoders of strangers' bytes do panic now and then. That is a broken image, not a broken server.
-    std::panic::catch_unwind(|| decode_as(format, bytes, limits)).unwrap_or_else(|_| {
+    std::panic::catch_unwind(|| read(format)).unwrap_or_else(|_| {
         let reason = "its decoder panicked".to_owned();
         Err(Error::Undecodable { format: name(format), bytes: bytes.len(), reason })
     })
 }
 
-fn decode_as(format: ImageFormat, bytes: &[u8], limits: &Limits) -> Result<Image, Error> {
-    let max_alloc = limits.max_pixels.saturating_mul(BYTES_PER_PIXEL).saturating_add(WORKING_BYTES);
-    let too_much = || Error::TooMuchMemory { format: name(format), bytes: bytes.len(), limit: max_alloc };
+/// A decoder that has read the header, of an image within the limits.
+fn open<'a>(format: ImageFormat, bytes: &'a [u8], limits: &Limits) -> Result<impl ImageDecoder + 'a, Error> {
+    let max_alloc = max_alloc(limits);
     let undecodable = |reason: String| Error::Undecodable { format: name(format), bytes: bytes.len(), reason };
-    let refused = |error: ImageError| match error {
-        ImageError::Limits(_) => too_much(),
-        other => undecodable(other.to_string()),
-    };
 
     let mut decoder_limits = image::Limits::no_limits();
     decoder_limits.max_alloc = Some(max_alloc);
     let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
     reader.limits(decoder_limits);
-    let mut decoder = reader.into_decoder().map_err(refused)?;
+    let decoder = reader.into_decoder().map_err(|error| refused(format, bytes, limits, error))?;
 
     let (width, height) = decoder.dimensions();
     if width == 0 || height == 0 {
@@ -67,12 +94,31 @@ fn decode_as(format: ImageFormat, bytes: &[u8], limits: &Limits) -> Result<Image
     }
     // Not every decoder counts its output against the limit, so it is counted here.
     if decoder.total_bytes() > max_alloc {
-        return Err(too_much());
+        return Err(Error::TooMuchMemory { format: name(format), bytes: bytes.len(), limit: max_alloc });
     }
+    Ok(decoder)
+}
 
+/// Bytes that decoding may allocate.
+fn max_alloc(limits: &Limits) -> u64 {
+    limits.max_pixels.saturating_mul(BYTES_PER_PIXEL).saturating_add(WORKING_BYTES)
+}
+
+// By value, as `map_err` hands it over.
+#[allow(clippy::needless_pass_by_value)]
+fn refused(format: ImageFormat, bytes: &[u8], limits: &Limits, error: ImageError) -> Error {
+    let (format, bytes) = (name(format), bytes.len());
+    match error {
+        ImageError::Limits(_) => Error::TooMuchMemory { format, bytes, limit: max_alloc(limits) },
+        other => Error::Undecodable { format, bytes, reason: other.to_string() },
+    }
+}
+
+fn decode_as(format: ImageFormat, bytes: &[u8], limits: &Limits) -> Result<Image, Error> {
+    let mut decoder = open(format, bytes, limits)?;
     // Broken metadata is no reason to refuse pixels that are fine.
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
-    let decoded = DynamicImage::from_decoder(decoder).map_err(refused)?;
+    let decoded = DynamicImage::from_decoder(decoder).map_err(|error| refused(format, bytes, limits, error))?;
     let mut upright = DynamicImage::ImageRgb8(opaque(decoded));
     upright.apply_orientation(orientation);
     let upright = upright.into_rgb8();

@@ -3,7 +3,7 @@
 use std::f64::consts::TAU;
 use std::path::PathBuf;
 
-use sensorium_media::audio::{Clip, Error, Limits, decode, resample};
+use sensorium_media::audio::{Clip, Error, Limits, decode, length, resample};
 
 use crate::{fixture, set_up};
 
@@ -193,4 +193,18 @@ fn the_resampled_length_is_exact() {
         }
     }
     assert!(resample(&sine(8_000, 50.0, 100), 0).is_err());
+}
+
+#[test]
+fn the_length_of_a_clip_is_told_from_its_header_or_guessed() {
+    for name in
+        ["wav-u8-8k.wav", "wav-f32-4k.wav", "flac-16k.flac", "mp3-16k.mp3", "vorbis-stereo-44k.ogg", "aac-16k.aac"]
+    {
+        let told = length(&fixture(name), &LIMITS).unwrap();
+        let clip = decode(&fixture(name), &LIMITS).unwrap();
+        assert_eq!(told.sample_rate, clip.sample_rate, "{name}");
+        assert!(told.seconds >= clip.seconds && told.seconds < 10.0 * clip.seconds + 2.0, "{name}: {told:?}");
+    }
+    assert!(matches!(length(b"", &LIMITS), Err(Error::Empty)));
+    assert!(matches!(length(b"no clip at all, but some text", &LIMITS), Err(Error::UnknownFormat { .. })));
 }

@@ -3,7 +3,7 @@
 use std::io::Cursor;
 
 use image::{ImageFormat, RgbImage};
-use sensorium_media::image::{Channels, Error, Filter, Image, Limits, Preprocess, decode, preprocess};
+use sensorium_media::image::{Channels, Error, Filter, Image, Limits, Preprocess, decode, decoded_bytes, preprocess};
 
 use crate::fixture;
 
@@ -213,4 +213,21 @@ fn contradicting_options_are_refused() {
     assert_eq!(error.to_string(), "preprocess.crop = 256, expected 1 to preprocess.resize");
     let flat = Preprocess { std: [1.0, 0.0, 1.0], ..options(24, 24, Filter::Bilinear) };
     assert!(preprocess(&image, &flat).is_err());
+}
+
+#[test]
+fn what_an_image_decodes_to_is_told_from_its_header() {
+    for (width, height) in [(1, 1), (640, 480), (3000, 2000)] {
+        let file = png(width, height, |_, _| [1, 2, 3]);
+        let told = decoded_bytes(&file, &LIMITS).unwrap();
+        let pixels = u64::from(width * height);
+        assert_eq!(told, 6 * pixels, "the decoder's pixels and their RGB form");
+        assert_eq!(decode(&file, &LIMITS).unwrap().pixels.len() as u64, 3 * pixels);
+    }
+    let (plain, progressive) = (fixture("rgb.jpg"), fixture("progressive.jpg"));
+    let told = |file: &[u8]| decoded_bytes(file, &LIMITS).unwrap();
+    assert_eq!(told(&progressive), 2 * told(&plain), "a progressive one keeps its coefficients");
+    let small = Limits { max_pixels: 100, ..LIMITS };
+    assert!(matches!(decoded_bytes(&plain, &small), Err(Error::TooManyPixels { .. })));
+    assert!(matches!(decoded_bytes(b"no image", &LIMITS), Err(Error::UnknownFormat { .. })));
 }

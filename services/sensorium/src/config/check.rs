@@ -84,6 +84,7 @@ impl Config {
         let limits = &self.limits;
         found.at_least_one(&[
             ("capacity", self.capacity.into()),
+            ("compute.decoded_bytes", self.compute.decoded_bytes as u64),
             ("plane.connections", self.plane.connections as u64),
             ("plane.idle_seconds", self.plane.idle_seconds),
             ("plane.keep_alive_ms", self.plane.keep_alive_ms),
