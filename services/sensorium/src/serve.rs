@@ -15,6 +15,7 @@ use sensorium_runtime::telemetry;
 
 use crate::config::{Config, ConfigArgs, cache};
 use crate::node::{self, Serving};
+use crate::verbs::output::complain;
 use crate::worker;
 
 /// The clip that a newcomer is shown.
@@ -96,10 +97,9 @@ fn welcome(config: &Config, http: SocketAddr) {
 }
 
 /// To the person at the terminal; logs go elsewhere.
-#[allow(clippy::print_stderr)]
 fn tell(line: &str) {
     if std::io::stderr().is_terminal() {
-        eprintln!("{line}");
+        complain(line);
     } else {
         tracing::info!("{}", line.trim());
     }
