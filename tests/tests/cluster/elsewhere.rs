@@ -31,12 +31,9 @@ async fn a_watch_goes_on_at_another_gateway() {
         Some(job["id"].as_str().unwrap().to_owned())
     })
     .await;
-    let frozen = [
-        &["jobs", "watch", &id, "-o", "json"][..],
-        &["--server", &addresses(&[second])],
-        &["--server", &addresses(&[third])],
-    ]
-    .concat();
+    // repeated, or with commas: both are lists
+    let (second_alone, third_alone) = (addresses(&[second]), addresses(&[third]));
+    let frozen = ["jobs", "watch", &id, "-o", "json", "--server", &second_alone, "--server", &third_alone];
     let watching = Server::verb_that_goes_on(&frozen);
     // it has said nothing yet that could be waited for
     tokio::time::sleep(Duration::from_secs(1)).await;

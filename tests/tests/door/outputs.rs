@@ -3,9 +3,10 @@
 
 use std::fs::OpenOptions;
 use std::io::pipe;
+use std::time::Duration;
 
 use sensorium_tests::jobs::{header, text};
-use sensorium_tests::{Repository, Server, ServerOptions};
+use sensorium_tests::{Repository, Server, ServerOptions, chaos};
 use serde_json::Value;
 use tokio::sync::OnceCell;
 
@@ -38,7 +39,7 @@ async fn verbs() -> Vec<Line> {
     let address = format!("http://{}", server().await.grpc);
     let job = job("verbs", "item").await;
     let client = server().await.client().await;
-    let path = client.actor("identity/1/replica-0").await.path;
+    let path = client.actor("minilm/1/replica-0").await.path;
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("text.txt"), "A sentence.").unwrap();
     let file = folder.path().join("sensorium.toml");
@@ -46,8 +47,6 @@ async fn verbs() -> Vec<Line> {
     let (folder, file) = (folder.keep().display().to_string(), file.display().to_string());
     let asking = [
         &["models", "list"][..],
-        &["models", "load", "identity"],
-        &["models", "unload", "identity"],
         &["models", "load", "identity"],
         &["actors", "tree"],
         &["actors", "restart", &path],
@@ -97,6 +96,33 @@ async fn every_verb_speaks_json_and_survives_a_closed_pipe_and_a_full_disk() {
             assert_eq!(errors.lines().count(), 1, "nothing but that, and no key either: {said}: {errors}");
         }
     }
+}
+
+#[tokio::test]
+async fn what_an_operator_does_is_done_though_nobody_reads_of_it() {
+    let repository = Repository::new().with(&["identity"]);
+    let server = Server::start(ServerOptions::new(repository)).await;
+    let (address, client) = (format!("http://{}", server.grpc), server.client().await);
+    let ready = async || client.infer(chaos("identity", 0.0, 0.0)).await.is_ok();
+    let full = || OpenOptions::new().write(true).open("/dev/full").unwrap();
+    for (verb, then) in [("unload", false), ("load", true)] {
+        let line = ["models", verb, "identity", "--server", &address];
+        let (code, errors) = Server::verb_into(&line, full()).await;
+        assert!(code == Some(5) && errors.contains("stdout"), "{verb}: {code:?} {errors}");
+        assert_eq!(ready().await, then, "{verb}");
+    }
+    let line = ["models", "unload", "identity", "--server", &address, "-o", "json"];
+    let (code, output, errors) = Server::verb(&line).await;
+    assert_eq!((code, output.trim()), (Some(0), "{\"unloaded\":\"identity\"}"), "{errors}");
+    // the worker that drains is the server itself
+    let cluster = client.cluster().await.unwrap();
+    let worker = cluster.nodes.iter().find(|node| node.role == "worker").unwrap().name.clone();
+    let (reader, writer) = pipe().unwrap();
+    drop(reader);
+    let line = ["drain", &worker, "--server", &address, "-o", "json"];
+    let (code, errors) = Server::verb_into(&line, writer).await;
+    assert!(code == Some(0) && errors.is_empty(), "{code:?} {errors}");
+    assert_eq!(server.wait(Duration::from_secs(60)).await.code, Some(0));
 }
 
 #[tokio::test]

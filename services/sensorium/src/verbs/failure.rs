@@ -68,9 +68,37 @@ impl From<serde_json::Error> for Failure {
     }
 }
 
-/// A failure as it is told.
-struct Told {
-    code: String,
+/// What a program that reads errors distinguishes.
+#[derive(Clone, Copy)]
+enum Kind {
+    /// As the server, or the transport, says.
+    Status(Code),
+    NobodyAnswers,
+    Usage,
+    ItemsFailed,
+    Configuration,
+    Output,
+    Failed,
+}
+
+impl Kind {
+    fn as_str(self) -> String {
+        match self {
+            Self::Status(code) => return code_name(code),
+            Self::NobodyAnswers => "NOBODY_ANSWERS",
+            Self::Usage => "USAGE",
+            Self::ItemsFailed => "ITEMS_FAILED",
+            Self::Configuration => "CONFIGURATION",
+            Self::Output => "OUTPUT",
+            Self::Failed => "FAILED",
+        }
+        .to_owned()
+    }
+}
+
+/// A failure, taken apart.
+struct Explanation {
+    kind: Kind,
     message: String,
     status: Option<Status>,
     exit: u8,
@@ -84,36 +112,41 @@ impl Failure {
 
     /// Tells it on stderr, and gives the exit code.
     pub fn tell(self, output: Output) -> ExitCode {
-        let told = match self {
+        let explanation = match self {
             Self::Closed => return ExitCode::SUCCESS,
             Self::Config(error) => return tell_mistakes(&error, output),
             Self::Status(status) => of_status(status),
-            Self::Connect(message) => of("NOBODY_ANSWERS", message, 3),
-            Self::Usage(message) => of("USAGE", message, 2),
-            Self::Items(message) => of("ITEMS_FAILED", message, 4),
-            Self::Write(message) => of("OUTPUT", message, 5),
-            Self::Other(error) => of("FAILED", format!("{error:#}"), 1),
+            Self::Connect(message) => of(Kind::NobodyAnswers, message, 3),
+            Self::Usage(message) => of(Kind::Usage, message, 2),
+            Self::Items(message) => of(Kind::ItemsFailed, message, 4),
+            Self::Write(message) => of(Kind::Output, message, 5),
+            Self::Other(error) => of(Kind::Failed, format!("{error:#}"), 1),
         };
         match output {
-            Output::Json => complain_json(&told.json()),
-            Output::Text => complain(told.text()),
+            Output::Json => complain_json(&explanation.json()),
+            Output::Text => complain(explanation.text()),
         }
-        ExitCode::from(told.exit)
+        ExitCode::from(explanation.exit)
     }
 }
 
-fn of(code: &str, message: String, exit: u8) -> Told {
-    Told { code: code.to_owned(), message, status: None, exit }
+fn of(kind: Kind, message: String, exit: u8) -> Explanation {
+    Explanation { kind, message, status: None, exit }
 }
 
-fn of_status(status: Status) -> Told {
+fn of_status(status: Status) -> Explanation {
     match status.source().map(causes) {
-        Some(_) if has_expired(&status) => of("DEADLINE_EXCEEDED", "no answer within the time given".to_owned(), 1),
-        // a server that wants to see a certificate says so only here
-        Some(causes) => of("UNAVAILABLE", format!("the connection is lost: {causes}"), 3),
-        None => {
-            Told { code: code_name(status.code()), message: status.message().to_owned(), status: Some(status), exit: 1 }
+        Some(_) if has_expired(&status) => {
+            of(Kind::Status(Code::DeadlineExceeded), "no answer within the time given".to_owned(), 1)
         }
+        // a server that wants to see a certificate says so only here
+        Some(causes) => of(Kind::Status(Code::Unavailable), format!("the connection is lost: {causes}"), 3),
+        None => Explanation {
+            kind: Kind::Status(status.code()),
+            message: status.message().to_owned(),
+            status: Some(status),
+            exit: 1,
+        },
     }
 }
 
@@ -135,12 +168,13 @@ pub(super) fn passes(status: &Status) -> bool {
     status.source().is_some() || matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded | Code::Unknown)
 }
 
-impl Told {
+impl Explanation {
     /// What the status's details say as well: the fields that are wrong, and when to come back.
     fn text(&self) -> String {
-        let prefix = match self.code.as_str() {
-            "NOBODY_ANSWERS" | "USAGE" | "ITEMS_FAILED" | "OUTPUT" | "FAILED" => String::new(),
-            code => format!("{code}: "),
+        // people know these by their names, and the others by what they say
+        let prefix = match self.kind {
+            Kind::Status(code) => format!("{}: ", code_name(code)),
+            _ => String::new(),
         };
         let mut text = format!("{prefix}{}", self.message);
         if let Some(status) = &self.status {
@@ -167,7 +201,7 @@ impl Told {
         let violations = details.bad_request().map(|bad| bad.field_violations.clone()).unwrap_or_default();
         let shown = violations.iter().map(|of| json!({ "field": of.field, "description": of.description }));
         json!({
-            "code": self.code,
+            "code": self.kind.as_str(),
             "message": self.message,
             "field": violations.first().map(|violation| &violation.field),
             "reason": details.error_info().map(|info| &info.reason),
@@ -194,7 +228,7 @@ fn tell_mistakes(error: &config::Error, output: Output) -> ExitCode {
                 json!({ "field": of.key, "value": of.value, "description": of.message, "origin": of.origin.to_string() })
             });
             complain_json(&json!({
-                "code": "CONFIGURATION",
+                "code": Kind::Configuration.as_str(),
                 "message": error.to_string(),
                 "field": mistakes.first().map(|mistake| &mistake.key),
                 "reason": null,
@@ -247,7 +281,7 @@ mod tests {
         assert_eq!(code_name(Code::Ok), "OK");
     }
 
-    fn refusal(message: &str) -> Told {
+    fn refusal(message: &str) -> Explanation {
         let mut details = ErrorDetails::with_bad_request_violation("parts[0]", "empty, expected text");
         details.set_retry_info(Some(Duration::from_millis(250)));
         of_status(Status::with_error_details(Code::InvalidArgument, message, details))
@@ -268,7 +302,7 @@ mod tests {
         assert_eq!((&json["code"], &json["field"]), (&json!("INVALID_ARGUMENT"), &json!("parts[0]")));
         assert_eq!((&json["retry_seconds"], &json["exit_code"]), (&json!(0.25), &json!(1)));
         assert_eq!(json["violations"][0]["description"], "empty, expected text");
-        let json = of("USAGE", "wrong".to_owned(), 2).json();
+        let json = of(Kind::Usage, "wrong".to_owned(), 2).json();
         assert!(json["field"].is_null() && json["retry_seconds"].is_null(), "{json}");
     }
 }
