@@ -15,7 +15,7 @@ use sensorium_runtime::telemetry;
 
 use crate::config::{Config, ConfigArgs, cache};
 use crate::node::{self, Serving};
-use crate::verbs::output::complain;
+use crate::verbs::output::{clean, complain};
 use crate::worker;
 
 /// The clip that a newcomer is shown.
@@ -69,8 +69,10 @@ pub async fn run(args: ConfigArgs) -> anyhow::Result<ExitCode> {
 }
 
 async fn load(door: &Door, member: &LocalMember, config: &Config) -> anyhow::Result<()> {
-    worker::load(member, config, |model, took| tell(&format!("  {model:20} ready in {:.2} s", took.as_secs_f64())))
-        .await?;
+    worker::load(member, config, |model, took| {
+        tell(&format!("  {:20} ready in {:.2} s", clean(model), took.as_secs_f64()))
+    })
+    .await?;
     door.router.refresh().await;
     if let Err(error) = door.understanding.space().await {
         tracing::warn!(%error, "images have no place in the shared space yet");

@@ -110,6 +110,14 @@ impl Failure {
         if matches!(self, Self::Closed) { Ok(()) } else { Err(self) }
     }
 
+    /// The same of what was done although it cannot be written.
+    pub(super) fn beside(self, done: &str) -> Self {
+        match self {
+            Self::Write(message) => Self::Write(format!("{message}; {done}")),
+            other => other,
+        }
+    }
+
     /// Tells it on stderr, and gives the exit code.
     pub fn tell(self, output: Output) -> ExitCode {
         let explanation = match self {

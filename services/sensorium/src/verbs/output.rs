@@ -102,7 +102,7 @@ fn controls(letter: char) -> bool {
 }
 
 /// What others have written, on one line: what controls a terminal is shown as its escape.
-pub(super) fn clean(text: &str) -> String {
+pub fn clean(text: &str) -> String {
     let shown = |letter: char| -> String {
         if controls(letter) { letter.escape_default().collect() } else { letter.to_string() }
     };

@@ -30,7 +30,8 @@ pub struct JobsArgs {
 
 #[derive(clap::Subcommand, Clone, Debug)]
 enum Verb {
-    /// Submits a folder, a JSONL file or a single item as one job, and watches it.
+    /// Submits folders, JSONL files or a single item as one job, and watches it. The job is printed as soon as it is
+    /// accepted, and again when it is over; as JSON, a line each.
     Submit(Box<submit::SubmitArgs>),
     /// Watches a job until it is over, at another server when the one that tells of it is lost.
     Watch {

@@ -68,7 +68,6 @@ pub(super) struct SubmitArgs {
     /// Where to write the results, as JSONL.
     #[arg(long, value_name = "FILE", conflicts_with = "detach")]
     results: Option<PathBuf>,
-    /// As JSON: a line with the job as soon as it is accepted, and, unless --detach, another one when it is over.
     #[command(flatten)]
     with: With,
 }
@@ -99,11 +98,12 @@ pub(super) async fn run(args: SubmitArgs) -> Result<(), Failure> {
         Output::Text if args.detach => output::line(clean(&job.id)),
         Output::Text => output::line(format!("{} is accepted: {} items", bold(&job.id), job.total)),
     };
+    // who cannot be told the id here is told it there, and a reader of the id alone wants the job nevertheless
+    let told = told.map_err(|failure| failure.beside(&format!("job {} is accepted", job.id)));
     if args.detach {
         let all = if skipped == 0 { Ok(()) } else { Err(Failure::Items(format!("{skipped} could not be submitted"))) };
         return all.and(told);
     }
-    // a reader of the id alone wants the job nevertheless
     told.or_else(Failure::unless_closed)?;
     let job = watch::until_over(&mut connection, &job.id).await?;
     if let Some(results) = &mut results {
