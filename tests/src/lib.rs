@@ -45,7 +45,7 @@ pub use load::{Load, eventually};
 pub use neighbours::Neighbours;
 pub use netns::Network;
 pub use outside::Outside;
-pub use process::{Exit, Process};
+pub use process::{Exit, Process, signal};
 pub use refusal::Refusal;
 pub use repository::Repository;
 pub use server::{Server, ServerOptions, binary};

@@ -95,9 +95,7 @@ impl Process {
 
     /// Sends a signal, such as `TERM`, `KILL`, `STOP` or `CONT`.
     pub fn signal(&self, name: &str) {
-        let kill = format!("kill -{name} {}", self.id);
-        // a process that has ended needs no signal
-        let _ = Command::new("sh").args(["-c", &kill]).stderr(Stdio::null()).status();
+        signal(self.id, name);
     }
 
     /// Waits for the end; panics if it does not come in time.
@@ -116,6 +114,12 @@ impl Process {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
+}
+
+/// Sends a process a signal, such as `TERM`. One that has ended needs none.
+pub fn signal(process: u32, name: &str) {
+    let kill = format!("kill -{name} {process}");
+    let _ = Command::new("sh").args(["-c", &kill]).stderr(Stdio::null()).status();
 }
 
 /// Resident memory of a process, in bytes; nothing if it has ended.

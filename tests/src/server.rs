@@ -129,6 +129,15 @@ impl Server {
         self.process.id()
     }
 
+    /// The process id of the server that a supervising parent has started.
+    pub fn child_process(&self) -> u32 {
+        let parent = self.process.id();
+        let children = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"));
+        let children = children.expect("the children of a process");
+        let child = children.split_whitespace().next().and_then(|child| child.parse().ok());
+        child.unwrap_or_else(|| panic!("process {parent} has no child:\n{}", self.log()))
+    }
+
     /// Asks the server to stop, as an orchestrator would.
     pub fn terminate(&self) {
         self.process.signal("TERM");
@@ -167,6 +176,21 @@ impl Server {
         let output = crate::within(async { ran.await.expect("the binary ends") }).await;
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         (output.status.code(), text(&output.stdout), text(&output.stderr))
+    }
+
+    /// The same where its output goes elsewhere, such as to a pipe that nobody reads; gives its exit code and errors.
+    pub async fn verb_into(arguments: &[&str], output: impl Into<Stdio>) -> (Option<i32>, String) {
+        let mut command = Command::new(binary());
+        command.args(arguments).stdin(Stdio::null()).stdout(output).stderr(Stdio::piped());
+        clean(&mut command);
+        let ran = tokio::task::spawn_blocking(move || {
+            let child = command.spawn().expect("the binary starts");
+            // our own end of the output
+            drop(command);
+            child.wait_with_output().expect("the binary ends")
+        });
+        let output = crate::within(async { ran.await.expect("the binary ends") }).await;
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
     }
 
     /// Starts a verb that goes on until its process is ended; what it prints is in its log.

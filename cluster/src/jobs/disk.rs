@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
+use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 use tokio::sync::Notify;
 
 pub(super) use self::queue::Hand;
@@ -47,6 +47,17 @@ fn failed(error: impl Into<redb::Error>) -> Error {
     Error::Unavailable(format!("the file of jobs: {}", error.into()))
 }
 
+/// What an operator is told, who may have started the server twice.
+fn cannot_open(error: &DatabaseError) -> String {
+    match error {
+        DatabaseError::DatabaseAlreadyOpen => {
+            "another process holds it, such as a second `sensorium serve`: end that one, or name another file"
+                .to_owned()
+        }
+        other => other.to_string(),
+    }
+}
+
 fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
@@ -57,7 +68,7 @@ impl Disk {
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).map_err(|error| bad(error.to_string()))?;
         }
-        let file = Database::create(path).map_err(|error| bad(error.to_string()))?;
+        let file = Database::create(path).map_err(|error| bad(cannot_open(&error)))?;
         let disk = Self { file: Arc::new(file), queues: Arc::default(), pushed: Arc::default(), max_queued };
         // what was in somebody's hands when the process ended is in nobody's now
         let read = || -> std::result::Result<(), redb::Error> {

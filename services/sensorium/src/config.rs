@@ -5,9 +5,8 @@ mod check;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::ExitCode;
 
-use clap::{Args, Subcommand};
+use clap::Args;
 use sensorium_actors::admission::Quota;
 use sensorium_actors::understand;
 use sensorium_gateway::auth;
@@ -405,37 +404,4 @@ impl ConfigArgs {
 /// A TOML string, so that a folder called `1` stays one.
 fn quoted(text: &str) -> String {
     toml::Value::String(text.to_owned()).to_string()
-}
-
-/// Verbs on configuration files.
-#[derive(Subcommand)]
-pub enum ConfigVerb {
-    /// Says whether a file is a valid configuration, and names each mistake. Files that it names are not looked for, as
-    /// they may be another host's.
-    Check {
-        /// The file.
-        file: PathBuf,
-    },
-    /// Prints the defaults as TOML.
-    Default,
-}
-
-/// Runs a verb.
-#[allow(clippy::print_stdout, clippy::print_stderr)]
-pub fn run(verb: &ConfigVerb) -> anyhow::Result<ExitCode> {
-    match verb {
-        ConfigVerb::Check { file } => match config::read(Some(file), std::iter::empty(), &[], Config::check) {
-            Ok(_) => println!("{}: ok", file.display()),
-            Err(config::Error::Mistakes(mistakes)) => {
-                mistakes.iter().for_each(|mistake| eprintln!("{mistake}"));
-                return Ok(ExitCode::from(1));
-            }
-            Err(error) => {
-                eprintln!("{error}");
-                return Ok(ExitCode::from(1));
-            }
-        },
-        ConfigVerb::Default => print!("{}", toml::to_string_pretty(&Config::default())?),
-    }
-    Ok(ExitCode::SUCCESS)
 }

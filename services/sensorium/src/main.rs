@@ -20,6 +20,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use mimalloc::MiMalloc;
 
+use crate::verbs::failure::Failure;
+
 /// A request allocates and frees some kilobytes on every thread that it comes by, which glibc's arenas are slow at.
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
@@ -60,17 +62,25 @@ enum Verb {
     Key(verbs::key::KeyArgs),
     /// Configuration files.
     #[command(subcommand)]
-    Config(config::ConfigVerb),
+    Config(verbs::config::ConfigVerb),
 }
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let outcome = match Cli::parse().verb {
+    let (cli, output) = match verbs::command_line::read::<Cli>() {
+        Ok(read) => read,
+        Err(code) => return code,
+    };
+    run(cli.verb).await.unwrap_or_else(|failure| failure.tell(output))
+}
+
+async fn run(verb: Verb) -> Result<ExitCode, Failure> {
+    match verb {
         #[cfg(feature = "worker")]
-        Verb::Serve(args) => serve::run(args).await,
-        Verb::Gateway(args) => gateway::run(args).await,
+        Verb::Serve(args) => return Ok(serve::run(args).await?),
+        Verb::Gateway(args) => return Ok(gateway::run(args).await?),
         #[cfg(feature = "worker")]
-        Verb::Worker(args) => worker::run(args).await,
+        Verb::Worker(args) => return Ok(worker::run(args).await?),
         Verb::Drain(args) => verbs::drain::run(args).await,
         Verb::Infer(args) => verbs::infer::run(args).await,
         Verb::Jobs(args) => verbs::jobs::run(args).await,
@@ -79,13 +89,7 @@ async fn main() -> ExitCode {
         Verb::Actors(args) => verbs::actors::run(args).await,
         Verb::Card(args) => verbs::card::run(args).await,
         Verb::Key(args) => verbs::key::run(args),
-        Verb::Config(verb) => config::run(&verb),
-    };
-    outcome.unwrap_or_else(|error| fail(&error))
-}
-
-#[allow(clippy::print_stderr)]
-fn fail(error: &anyhow::Error) -> ExitCode {
-    eprintln!("sensorium: {error:#}");
-    ExitCode::FAILURE
+        Verb::Config(verb) => verbs::config::run(&verb),
+    }
+    .map(|()| ExitCode::SUCCESS)
 }

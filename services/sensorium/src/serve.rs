@@ -15,6 +15,7 @@ use sensorium_runtime::telemetry;
 
 use crate::config::{Config, ConfigArgs, cache};
 use crate::node::{self, Serving};
+use crate::verbs::output::{clean, complain};
 use crate::worker;
 
 /// The clip that a newcomer is shown.
@@ -74,8 +75,10 @@ pub async fn run(args: ConfigArgs) -> anyhow::Result<ExitCode> {
 }
 
 async fn load(door: &Door, member: &LocalMember, config: &Config) -> anyhow::Result<()> {
-    worker::load(member, config, |model, took| tell(&format!("  {model:20} ready in {:.2} s", took.as_secs_f64())))
-        .await?;
+    worker::load(member, config, |model, took| {
+        tell(&format!("  {:20} ready in {:.2} s", clean(model), took.as_secs_f64()))
+    })
+    .await?;
     door.router.refresh().await;
     if let Err(error) = door.understanding.space().await {
         tracing::warn!(%error, "images have no place in the shared space yet");
@@ -102,10 +105,9 @@ fn welcome(config: &Config, http: SocketAddr) {
 }
 
 /// To the person at the terminal; logs go elsewhere.
-#[allow(clippy::print_stderr)]
 fn tell(line: &str) {
     if std::io::stderr().is_terminal() {
-        eprintln!("{line}");
+        complain(line);
     } else {
         tracing::info!("{}", line.trim());
     }

@@ -6,6 +6,7 @@ mod balanced;
 mod cache;
 mod chaos;
 mod drains;
+mod elsewhere;
 mod events;
 mod forms;
 mod jobs;

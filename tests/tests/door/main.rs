@@ -1,12 +1,14 @@
 //! What the door promises: protocol, status codes, health, settings, shutdown, the HTTP side and the verbs.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod bulk;
 mod contents;
 mod health;
 mod http;
 mod keys;
 mod limits;
 mod mistakes;
+mod outputs;
 mod overload;
 mod reflection;
 mod repository;

@@ -71,7 +71,7 @@ fn set(file: Option<&PathBuf>) -> bool {
 
 impl Config {
     /// All that is out of range, or at odds with another key.
-    pub(super) fn check(&self) -> Vec<Objection> {
+    pub fn check(&self) -> Vec<Objection> {
         let mut found = Found::default();
         self.node(&mut found);
         self.doors(&mut found);
@@ -214,7 +214,7 @@ mod tests {
 
     use super::*;
 
-    fn check(text: &str) -> Vec<(String, String)> {
+    pub fn check(text: &str) -> Vec<(String, String)> {
         let file = std::env::temp_dir().join(format!("sensorium-check-{}.toml", uuid::Uuid::new_v4()));
         std::fs::write(&file, text).unwrap();
         let outcome = read(Some(&file), std::iter::empty(), &[], Config::check);

@@ -1,14 +1,14 @@
 //! `sensorium actors`: the live supervision tree, and a hand on it.
 
-use std::process::ExitCode;
-
 use owo_colors::Style;
 use sensorium_proto::admin::admin_client::AdminClient;
 use sensorium_proto::admin::{Actor, GetActorTreeRequest, RestartActorRequest};
 use serde_json::json;
 
-use super::connect::{self, Failure, MAX_ANSWER, Output, Server};
+use super::connect::{MAX_ANSWER, With, quick};
 use super::draw::{bold, branches, dim, paint, uptime};
+use super::failure::Failure;
+use super::output::{self, Output};
 
 /// Arguments of `sensorium actors`.
 #[derive(clap::Args, Clone, Debug)]
@@ -25,53 +25,40 @@ enum Verb {
         #[arg(default_value = "")]
         path: String,
         #[command(flatten)]
-        server: Server,
-        /// How to print.
-        #[arg(short, long, value_enum, default_value = "text")]
-        output: Output,
+        with: With,
     },
     /// Restarts the actor at a path, as its supervisor would after a failure.
     Restart {
         /// Such as `worker-1/audio/whisper-base/1/replica-0`.
         path: String,
         #[command(flatten)]
-        server: Server,
-        /// How to print.
-        #[arg(short, long, value_enum, default_value = "text")]
-        output: Output,
+        with: With,
     },
 }
 
 /// Runs the verb.
 ///
 /// # Errors
-/// If stdout is gone; what the server says is printed.
-pub async fn run(args: ActorsArgs) -> anyhow::Result<ExitCode> {
-    connect::finish(act(args).await)
-}
-
-async fn act(args: ActorsArgs) -> Result<(), Failure> {
+/// If it could not be done.
+pub async fn run(args: ActorsArgs) -> Result<(), Failure> {
     match args.verb {
-        Verb::Tree { path, server, output } => {
-            let mut client = AdminClient::new(server.connect().await?).max_decoding_message_size(MAX_ANSWER);
-            let actors = client.get_actor_tree(GetActorTreeRequest { path }).await?.into_inner().actors;
-            match output {
-                Output::Json => {
-                    println!("{}", serde_json::to_string_pretty(&actors.iter().map(json).collect::<Vec<_>>())?)
-                }
+        Verb::Tree { path, with } => {
+            let mut client = AdminClient::new(with.server.connect().await?).max_decoding_message_size(MAX_ANSWER);
+            let actors = client.get_actor_tree(quick(GetActorTreeRequest { path })).await?.into_inner().actors;
+            match with.output {
+                Output::Json => output::json(&actors.iter().map(json).collect::<Vec<_>>()),
                 Output::Text => print(&actors),
             }
         }
-        Verb::Restart { path, server, output } => {
-            let mut client = AdminClient::new(server.connect().await?);
+        Verb::Restart { path, with } => {
+            let mut client = AdminClient::new(with.server.connect().await?);
             client.restart_actor(RestartActorRequest { path: path.clone() }).await?;
-            match output {
-                Output::Json => println!("{}", json!({ "restarted": path })),
-                Output::Text => println!("restarted {}", bold(path)),
+            match with.output {
+                Output::Json => output::json_line(&json!({ "restarted": path })),
+                Output::Text => output::line(format!("restarted {}", bold(path))),
             }
         }
     }
-    Ok(())
 }
 
 fn json(actor: &Actor) -> serde_json::Value {
@@ -81,7 +68,7 @@ fn json(actor: &Actor) -> serde_json::Value {
     })
 }
 
-fn print(actors: &[Actor]) {
+fn print(actors: &[Actor]) -> Result<(), Failure> {
     let paths: Vec<&str> = actors.iter().map(|actor| actor.path.as_str()).collect();
     for (actor, branch) in actors.iter().zip(branches(&paths)) {
         let name = below_ancestor(&actor.path, &paths);
@@ -97,8 +84,9 @@ fn print(actors: &[Actor]) {
         if !actor.last_failure.is_empty() {
             line.push_str(&paint(format!("  last failure: {}", actor.last_failure), Style::new().red()));
         }
-        println!("{line}");
+        output::line(line)?;
     }
+    Ok(())
 }
 
 /// What a path adds to the nearest one above it that is listed: a version is shown with its model, which is no actor.

@@ -1,30 +1,51 @@
-//! The way to the server, and how failures are told: one place, so that all verbs end alike.
-//!
-//! Exit codes: 0 done, 1 the server refused or failed, 2 wrong usage (clap's own code too), 3 nobody answers.
+//! The way to the server: the first of several that answers, and another one when that is lost.
 
 use std::path::PathBuf;
-use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use owo_colors::Style;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{self, Certificate, ClientTlsConfig, Endpoint, Identity};
-use tonic::{Code, Request, Status};
-use tonic_types::StatusExt;
+use tonic::{Request, Status};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
 
-use super::draw::{paint_errors, seconds};
+use super::failure::{Failure, causes, passes};
+use super::output::Output;
 
 /// Bytes of an answer at most; a report brings embeddings, a tree thousands of actors.
 pub(super) const MAX_ANSWER: usize = 64 << 20;
 
+/// What a connection may take, with its TLS.
+const CONNECT: Duration = Duration::from_secs(5);
+/// Of several servers, one that does not say within this how it is counts as away.
+const ANSWER: Duration = Duration::from_secs(2);
+/// After so much silence a connection is asked whether it is alive…
+const KEEP_ALIVE: Duration = Duration::from_secs(2);
+/// …and given up if it does not answer for so long: its server is frozen, or out of reach.
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(3);
+/// What a question may take that a sound server answers from memory.
+const QUICK: Duration = Duration::from_secs(30);
+/// For so long, a lost connection is looked for a successor.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Between two looks.
+const PAUSE: Duration = Duration::from_millis(500);
+
 /// Which server.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Server {
-    /// gRPC address of the server.
-    #[arg(long, env = "SENSORIUM_SERVER", default_value = "http://127.0.0.1:8001")]
-    pub server: String,
+    /// gRPC address of the server. May be repeated, or hold several, separated by commas: the first that answers is
+    /// asked, and where a verb goes on for longer, another one when that is lost.
+    #[arg(
+        long = "server",
+        env = "SENSORIUM_SERVER",
+        default_value = "http://127.0.0.1:8001",
+        value_delimiter = ',',
+        value_name = "ADDRESS"
+    )]
+    pub servers: Vec<String>,
     /// API key, where the server asks for one.
     #[arg(long, env = "SENSORIUM_KEY", hide_env_values = true)]
     pub key: Option<String>,
@@ -37,6 +58,16 @@ pub struct Server {
     /// PEM file of its key.
     #[arg(long, env = "SENSORIUM_CLIENT_KEY", value_name = "FILE", requires = "certificate")]
     pub client_key: Option<PathBuf>,
+}
+
+/// Whom a verb asks, and how it prints.
+#[derive(clap::Args, Clone, Debug)]
+pub(super) struct With {
+    #[command(flatten)]
+    pub(super) server: Server,
+    /// How to print.
+    #[arg(short, long, value_enum, default_value = "text")]
+    pub(super) output: Output,
 }
 
 /// A connection on which every call brings the key.
@@ -55,95 +86,93 @@ impl Interceptor for Bearer {
     }
 }
 
-/// How to print.
-#[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Output {
-    /// For people.
-    Text,
-    /// One JSON document on stdout.
-    Json,
-}
-
-/// Whom a verb with further verbs asks, and how it prints.
-#[derive(clap::Args, Clone, Debug)]
-pub(super) struct With {
-    #[command(flatten)]
-    pub(super) server: Server,
-    /// How to print.
-    #[arg(short, long, value_enum, default_value = "text")]
-    pub(super) output: Output,
-}
-
-/// Why a verb did not do what it was told.
-pub(super) enum Failure {
-    /// Nobody answers.
-    Connect(String),
-    /// The server's answer.
-    Status(Status),
-    /// The arguments make no sense together.
-    Usage(String),
-    /// stdout is gone, or a bug.
-    Other(anyhow::Error),
-}
-
-impl From<Status> for Failure {
-    fn from(status: Status) -> Self {
-        Self::Status(status)
-    }
-}
-
-impl From<anyhow::Error> for Failure {
-    fn from(error: anyhow::Error) -> Self {
-        Self::Other(error)
-    }
-}
-
-impl From<std::io::Error> for Failure {
-    fn from(error: std::io::Error) -> Self {
-        Self::Other(error.into())
-    }
-}
-
-impl From<serde_json::Error> for Failure {
-    fn from(error: serde_json::Error) -> Self {
-        Self::Other(error.into())
-    }
+/// A request that is answered soon or not at all.
+pub(super) fn quick<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.set_timeout(QUICK);
+    request
 }
 
 impl Server {
     /// Another one, which is asked in the same way.
     pub(super) fn at(&self, address: &str) -> Self {
-        let scheme = self.server.split_once("://").map(|(scheme, _)| format!("{scheme}://"));
-        Self { server: format!("{}{address}", scheme.unwrap_or_default()), ..self.clone() }
+        let scheme = self.servers.first().and_then(|first| first.split_once("://"));
+        let scheme = scheme.map(|(scheme, _)| format!("{scheme}://")).unwrap_or_default();
+        Self { servers: vec![format!("{scheme}{address}")], ..self.clone() }
     }
 
-    /// Connects now: an address at which nobody listens is an error of its own.
+    /// Connects now, to the first that answers: addresses at which nobody does are an error of their own.
     pub(super) async fn connect(&self) -> Result<Channel, Failure> {
+        Ok(self.open().await?.channel)
+    }
+
+    /// The same for a verb that goes on for longer.
+    pub(super) async fn open(&self) -> Result<Connection<'_>, Failure> {
+        let (at, channel) = self.reach(0).await?;
+        Ok(Connection { server: self, at, channel, lost: None })
+    }
+
+    /// The first that answers, in their order from `from` on, and its place. One that says it is not ready, such as a
+    /// gateway that drains, is taken if there is no better one.
+    async fn reach(&self, from: usize) -> Result<(usize, Channel), Failure> {
+        let bearer = self.bearer()?;
+        let endpoints = self.servers.iter().map(|address| self.endpoint(address)).collect::<Result<Vec<_>, _>>()?;
+        let (mut unready, mut away) = (None, Vec::new());
+        for turn in 0..endpoints.len() {
+            let at = (from + turn) % endpoints.len();
+            let connected = tokio::time::timeout(CONNECT, endpoints[at].connect()).await;
+            let channel = match connected {
+                Ok(Ok(channel)) => InterceptedService::new(channel, bearer.clone()),
+                Ok(Err(error)) => {
+                    away.push((at, deepest(&error)));
+                    continue;
+                }
+                Err(_) => {
+                    away.push((at, format!("no connection within {CONNECT:?}")));
+                    continue;
+                }
+            };
+            // where there is one, whatever it says is the answer
+            if endpoints.len() == 1 {
+                return Ok((at, channel));
+            }
+            match ready(channel.clone()).await {
+                Ok(true) => return Ok((at, channel)),
+                Ok(false) => unready = unready.or(Some((at, channel))),
+                Err(reason) => away.push((at, reason)),
+            }
+        }
+        unready.ok_or_else(|| {
+            let reasons = away.iter().map(|(at, reason)| format!("{}: {reason}", self.servers[*at]));
+            let reasons: Vec<String> = reasons.collect();
+            Failure::Connect(format!("cannot connect to {}; is `sensorium serve` running?", reasons.join("; ")))
+        })
+    }
+
+    fn bearer(&self) -> Result<Bearer, Failure> {
+        let value = self.key.as_ref().map(|key| format!("Bearer {key}").parse()).transpose();
+        value.map(Bearer).map_err(|_| Failure::Usage("--key: not printable, expected an API key".to_owned()))
+    }
+
+    fn endpoint(&self, address: &str) -> Result<Endpoint, Failure> {
         let scheme = if self.ca.is_some() || self.certificate.is_some() { "https" } else { "http" };
-        let with_scheme =
-            if self.server.contains("://") { self.server.clone() } else { format!("{scheme}://{}", self.server) };
+        let with_scheme = if address.contains("://") { address.to_owned() } else { format!("{scheme}://{address}") };
         let expected = |error: &dyn std::fmt::Display| {
-            Failure::Usage(format!("--server {}: {error}, expected http://HOST:PORT or https://HOST:PORT", self.server))
+            Failure::Usage(format!("--server {address}: {error}, expected http://HOST:PORT or https://HOST:PORT"))
         };
         let endpoint = Endpoint::from_shared(with_scheme).map_err(|error| expected(&error))?;
-        let mut endpoint = endpoint.connect_timeout(Duration::from_secs(5)).tcp_nodelay(true);
+        let endpoint = endpoint
+            .connect_timeout(CONNECT)
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(KEEP_ALIVE)
+            .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
+            .keep_alive_while_idle(true);
         match endpoint.uri().scheme_str() {
-            Some("https") => endpoint = endpoint.tls_config(self.tls()?).map_err(|error| expected(&causes(&error)))?,
+            Some("https") => endpoint.tls_config(self.tls()?).map_err(|error| expected(&causes(&error))),
             // what is to be protected is not sent in the clear
-            _ if scheme == "https" => return Err(expected(&"in the clear, in spite of --ca or --certificate")),
-            _ => {}
+            _ if scheme == "https" => Err(expected(&"in the clear, in spite of --ca or --certificate")),
+            _ => Ok(endpoint),
         }
-        let value = self.key.as_ref().map(|key| format!("Bearer {key}").parse()).transpose();
-        let value = value.map_err(|_| Failure::Usage("--key: not printable, expected an API key".to_owned()))?;
-        let connected = endpoint.connect().await;
-        let channel = connected.map_err(|error| {
-            let mut cause: &dyn std::error::Error = &error;
-            while let Some(deeper) = cause.source() {
-                cause = deeper;
-            }
-            Failure::Connect(format!("cannot connect to {}: {cause}; is `sensorium serve` running?", self.server))
-        })?;
-        Ok(InterceptedService::new(channel, Bearer(value)))
     }
 
     fn tls(&self) -> Result<ClientTlsConfig, Failure> {
@@ -161,61 +190,79 @@ impl Server {
     }
 }
 
-/// An error and what has caused it.
-fn causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
-}
-
-/// Prints a failure and gives the exit code; what is a bug of ours goes on to `main`.
-pub(super) fn finish(result: Result<(), Failure>) -> anyhow::Result<ExitCode> {
-    let (message, code) = match result {
-        Ok(()) => return Ok(ExitCode::SUCCESS),
-        Err(Failure::Other(error)) => return Err(error),
-        Err(Failure::Status(status)) => (describe(&status), 1),
-        Err(Failure::Usage(message)) => (message, 2),
-        Err(Failure::Connect(message)) => (message, 3),
-    };
-    eprintln!("{} {message}", paint_errors("error:", Style::new().red().bold()));
-    Ok(ExitCode::from(code))
-}
-
-/// A status with what its details say: the fields that are wrong, and when to come back.
-fn describe(status: &Status) -> String {
-    let code = code_name(status.code());
-    let mut text = format!("{code}: {}", status.message());
-    // of the transport's own: a server that wants to see a certificate says so only here
-    if let Some(cause) = std::error::Error::source(status) {
-        text = format!("{text}: {}", causes(cause));
-    }
-    let details = status.get_error_details();
-    for violation in details.bad_request().into_iter().flat_map(|bad| &bad.field_violations) {
-        text.push_str(&format!("\n  {}: {}", violation.field, violation.description));
-    }
-    if let Some(info) = details.error_info() {
-        text.push_str(&format!("\n  reason {}", info.reason));
-    }
-    if let Some(after) = details.retry_info().and_then(|retry| retry.retry_delay) {
-        text.push_str(&format!("\n  may be tried again after {}", seconds(after.as_secs_f64())));
-    }
-    text
-}
-
-/// As specifications and dashboards write it.
-fn code_name(code: Code) -> String {
-    let mut name = String::new();
-    for letter in format!("{code:?}").chars() {
-        if letter.is_ascii_uppercase() && !name.is_empty() {
-            name.push('_');
+/// Whether a server takes requests; an error if it does not answer. An older one, or a proxy, may not know the question.
+async fn ready(channel: Channel) -> Result<bool, String> {
+    let mut client = HealthClient::new(channel);
+    match tokio::time::timeout(ANSWER, client.check(HealthCheckRequest::default())).await {
+        Ok(Ok(answer)) => Ok(answer.into_inner().status() == ServingStatus::Serving),
+        Ok(Err(status)) if passes(&status) => {
+            Err(std::error::Error::source(&status).map_or_else(|| status.message().to_owned(), causes))
         }
-        name.push(letter.to_ascii_uppercase());
+        Ok(Err(_)) => Ok(true),
+        Err(_) => Err(format!("no answer within {ANSWER:?}")),
     }
-    name
+}
+
+fn deepest(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(deeper) = cause.source() {
+        cause = deeper;
+    }
+    cause.to_string()
+}
+
+/// A connection that may be replaced by one to another server.
+pub(super) struct Connection<'a> {
+    server: &'a Server,
+    at: usize,
+    channel: Channel,
+    lost: Option<Instant>,
+}
+
+impl Connection<'_> {
+    /// The connection as it is now.
+    pub(super) fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
+    /// Whom it leads to.
+    pub(super) fn address(&self) -> &str {
+        &self.server.servers[self.at]
+    }
+
+    /// The server answered: what is lost later is another loss.
+    pub(super) fn heard(&mut self) {
+        self.lost = None;
+    }
+
+    /// Looks for another server once, the next one first.
+    pub(super) async fn turn(&mut self) -> Result<(), Failure> {
+        (self.at, self.channel) = self.server.reach(self.at + 1).await?;
+        Ok(())
+    }
+
+    /// Goes on at another server, or at the same one when it is back, after a failure that passes. Any other failure is
+    /// given back, and so is this one a minute after the connection was lost.
+    pub(super) async fn recover(&mut self, failure: Failure) -> Result<(), Failure> {
+        let passing = match &failure {
+            Failure::Status(status) => passes(status),
+            Failure::Connect(_) => true,
+            _ => false,
+        };
+        if !passing {
+            return Err(failure);
+        }
+        let lost = *self.lost.get_or_insert_with(Instant::now);
+        let mut last = failure;
+        while lost.elapsed() < PATIENCE {
+            tokio::time::sleep(PAUSE).await;
+            match self.turn().await {
+                Err(failure @ Failure::Connect(_)) => last = failure,
+                other => return other,
+            }
+        }
+        Err(last)
+    }
 }
 
 /// `500ms`, `30s`, `2m`, `1h`, or seconds without a unit.
@@ -236,8 +283,6 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
 
 #[cfg(test)]
 mod tests {
-    use tonic_types::ErrorDetails;
-
     use super::*;
 
     #[test]
@@ -249,20 +294,5 @@ mod tests {
         for bad in ["", "s", "-1s", "3 days", "1x"] {
             assert!(duration(bad).is_err(), "{bad}");
         }
-    }
-
-    #[test]
-    fn codes_are_written_as_in_specifications() {
-        assert_eq!(code_name(Code::InvalidArgument), "INVALID_ARGUMENT");
-        assert_eq!(code_name(Code::Ok), "OK");
-    }
-
-    #[test]
-    fn details_are_told() {
-        let mut details = ErrorDetails::with_bad_request_violation("parts[0]", "empty, expected text");
-        details.set_retry_info(Some(Duration::from_millis(250)));
-        let text = describe(&Status::with_error_details(Code::InvalidArgument, "parts[0]: empty", details));
-        assert!(text.starts_with("INVALID_ARGUMENT: parts[0]: empty\n  parts[0]: empty, expected text"), "{text}");
-        assert!(text.ends_with("after 250 ms"), "{text}");
     }
 }

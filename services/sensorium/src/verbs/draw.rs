@@ -2,16 +2,27 @@
 
 use std::fmt::Display;
 
+use comfy_table::{Table, presets};
 use owo_colors::{OwoColorize, Stream, Style};
 
-/// In colour, if stdout is a terminal that wants it (`NO_COLOR` is honoured).
+use super::output::clean;
+
+/// In colour, if stdout is a terminal that wants it (`NO_COLOR` is honoured). The text may be others': it is [`clean`]
+/// afterwards.
 pub(super) fn paint(text: impl Display, style: Style) -> String {
-    text.if_supports_color(Stream::Stdout, |text| text.style(style)).to_string()
+    clean(&text.to_string()).if_supports_color(Stream::Stdout, |text| text.style(style)).to_string()
 }
 
 /// As [`paint`], for stderr.
 pub(super) fn paint_errors(text: impl Display, style: Style) -> String {
-    text.if_supports_color(Stream::Stderr, |text| text.style(style)).to_string()
+    clean(&text.to_string()).if_supports_color(Stream::Stderr, |text| text.style(style)).to_string()
+}
+
+/// A table without lines.
+pub(super) fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_header(header.iter().copied());
+    table
 }
 
 /// What stands back behind the rest.

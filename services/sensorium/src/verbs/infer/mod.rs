@@ -4,7 +4,6 @@ pub(super) mod report;
 mod show;
 
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 use std::time::Duration;
 
 use sensorium_proto::v1::part::Content;
@@ -12,13 +11,15 @@ use sensorium_proto::v1::sensorium_client::SensoriumClient;
 use sensorium_proto::v1::understand_event::Event;
 use sensorium_proto::v1::{Emphasis, Modality, Part, Sampling, UnderstandRequest};
 
-use super::connect::{self, Failure, MAX_ANSWER, Output, Server};
+use super::connect::{self, MAX_ANSWER, With};
+use super::failure::Failure;
+use super::output::{self, Output};
 
 /// Arguments of `sensorium infer`.
 #[derive(clap::Args, Clone, Debug)]
 pub struct InferArgs {
     #[command(flatten)]
-    server: Server,
+    with: With,
     /// A sentence.
     #[arg(long)]
     text: Option<String>,
@@ -48,9 +49,6 @@ pub struct InferArgs {
     /// When to have the answer, as 500ms, 30s or 2m: a sense that is late is left out.
     #[arg(long, value_name = "DURATION", value_parser = connect::duration)]
     timeout: Option<Duration>,
-    /// How to print.
-    #[arg(short, long, value_enum, default_value = "text")]
-    output: Output,
 }
 
 /// How much each sense counts.
@@ -74,25 +72,20 @@ impl Emphasised {
 /// Runs the verb.
 ///
 /// # Errors
-/// If stdout is gone; what the server says is printed.
-pub async fn run(args: InferArgs) -> anyhow::Result<ExitCode> {
-    connect::finish(understand(args).await)
-}
-
-async fn understand(args: InferArgs) -> Result<(), Failure> {
+/// If it could not be done.
+pub async fn run(args: InferArgs) -> Result<(), Failure> {
     let mut request = tonic::Request::new(request(&args).await?);
     if let Some(timeout) = args.timeout {
         request.set_timeout(timeout);
     }
-    let channel = args.server.connect().await?;
+    let channel = args.with.server.connect().await?;
     let mut client = SensoriumClient::new(channel).max_decoding_message_size(MAX_ANSWER);
     let mut events = client.understand(request).await?.into_inner();
     let mut screen = show::Screen::default();
     while let Some(event) = events.message().await? {
-        match (event.event, args.output) {
+        match (event.event, args.with.output) {
             (Some(Event::Result(result)), Output::Json) => {
-                println!("{}", serde_json::to_string_pretty(&report::Report::from(result))?);
-                return Ok(());
+                return output::json(&report::Report::from(result));
             }
             (Some(event), Output::Text) => {
                 let last = matches!(event, Event::Result(_));

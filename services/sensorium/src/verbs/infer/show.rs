@@ -1,6 +1,6 @@
 //! An understanding on the terminal, as it happens.
 
-use std::io::{StdoutLock, Write, stdout};
+use std::fmt::Write;
 
 use owo_colors::Style;
 use sensorium_proto::v1::branch::State;
@@ -9,6 +9,8 @@ use sensorium_proto::v1::understand_event::Event;
 use sensorium_proto::v1::{Branch, Consistency, Contribution, Fusion, Guard, Modality, ModelRef, UnderstandResult};
 
 use super::super::draw::{bar, bold, dim, paint, seconds};
+use super::super::failure::Failure;
+use super::super::output::{Sink, clean, clean_lines};
 use super::report::short;
 
 const WIDTH: usize = 24;
@@ -22,8 +24,15 @@ pub(super) struct Screen {
 
 impl Screen {
     /// Prints an event.
-    pub(super) fn tell(&mut self, event: Event) -> std::io::Result<()> {
-        let mut out = stdout().lock();
+    pub(super) fn tell(&mut self, event: Event) -> Result<(), Failure> {
+        let text = self.draw(event).map_err(anyhow::Error::from)?;
+        let mut stdout = Sink::stdout();
+        stdout.text(&text)?;
+        stdout.flush()
+    }
+
+    fn draw(&mut self, event: Event) -> Result<String, std::fmt::Error> {
+        let mut out = String::new();
         match event {
             Event::Branch(told) => branch(&mut out, &told)?,
             Event::Fusion(told) => {
@@ -36,14 +45,14 @@ impl Screen {
                     writeln!(out, "{}", bold("answer"))?;
                     write!(out, "  ")?;
                 }
-                write!(out, "{}", piece.replace('\n', "\n  "))?;
+                write!(out, "{}", clean_lines(&piece))?;
             }
             Event::Result(told) => self.result(&mut out, &told)?,
         }
-        out.flush()
+        Ok(out)
     }
 
-    fn result(&self, out: &mut StdoutLock<'_>, result: &UnderstandResult) -> std::io::Result<()> {
+    fn result(&self, out: &mut String, result: &UnderstandResult) -> std::fmt::Result {
         if self.answering {
             writeln!(out)?;
         }
@@ -52,7 +61,7 @@ impl Screen {
         }
         if let Some(answer) = &result.answer {
             if !self.answering && !answer.text.is_empty() {
-                writeln!(out, "{}\n  {}", bold("answer"), answer.text.replace('\n', "\n  "))?;
+                writeln!(out, "{}\n  {}", bold("answer"), clean_lines(&answer.text))?;
             }
             if !answer.reason.is_empty() {
                 writeln!(out, "  {}", paint(&answer.reason, Style::new().yellow()))?;
@@ -64,7 +73,7 @@ impl Screen {
             }
             for (what, text) in [("alternative text", &answer.alternative_text), ("transcript", &answer.transcript)] {
                 if !text.is_empty() {
-                    writeln!(out, "  {} {text}", dim(what))?;
+                    writeln!(out, "  {} {}", dim(what), clean_lines(text))?;
                 }
             }
         }
@@ -77,7 +86,7 @@ impl Screen {
             let missing =
                 result.branches.iter().filter(|branch| !branch.reason.is_empty() && branch.state() != State::Muted);
             let reasons: Vec<String> =
-                missing.map(|branch| format!("{}: {}", sense(branch.modality()), branch.reason)).collect();
+                missing.map(|branch| format!("{}: {}", sense(branch.modality()), clean(&branch.reason))).collect();
             let mark = paint(" DEGRADED ", Style::new().black().on_yellow().bold());
             writeln!(out, "{mark} {}", reasons.join("; "))?;
         }
@@ -85,7 +94,7 @@ impl Screen {
     }
 }
 
-fn branch(out: &mut StdoutLock<'_>, branch: &Branch) -> std::io::Result<()> {
+fn branch(out: &mut String, branch: &Branch) -> std::fmt::Result {
     let about = format!("{} {}", name(branch.model.as_ref()), seconds(branch.seconds));
     let state = match branch.state() {
         State::Ok => String::new(),
@@ -97,19 +106,20 @@ fn branch(out: &mut StdoutLock<'_>, branch: &Branch) -> std::io::Result<()> {
     if !branch.reason.is_empty() {
         writeln!(out, "  {}", paint(&branch.reason, Style::new().yellow()))?;
     }
-    let widest = branch.labels.iter().map(|label| label.name.chars().count()).max().unwrap_or(0);
-    for label in &branch.labels {
+    let labels = || branch.labels.iter().map(|label| (clean(&label.name), label));
+    let widest = labels().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
+    for (name, label) in labels() {
         let share = f64::from(label.probability);
         let drawn = paint(bar(share, WIDTH), colour(branch.modality()));
-        writeln!(out, "  {:widest$}  {drawn} {:5.1} %", label.name, share * 100.0)?;
+        writeln!(out, "  {name:widest$}  {drawn} {:5.1} %", share * 100.0)?;
     }
     for segment in &branch.segments {
         let times = format!("{} – {}", clock(segment.start_seconds), clock(segment.end_seconds));
-        writeln!(out, "  {}  {}", dim(times), segment.text.trim())?;
+        writeln!(out, "  {}  {}", dim(times), clean(segment.text.trim()))?;
     }
     // labels and segments say the same in more detail
     if branch.labels.is_empty() && branch.segments.is_empty() && !branch.words.is_empty() {
-        writeln!(out, "  {}", branch.words.replace('\n', "\n  "))?;
+        writeln!(out, "  {}", clean_lines(&branch.words))?;
     }
     if branch.truncated {
         writeln!(out, "  {}", paint("longer than the model reads: the end was left out", Style::new().yellow()))?;
@@ -117,7 +127,7 @@ fn branch(out: &mut StdoutLock<'_>, branch: &Branch) -> std::io::Result<()> {
     branch.guards.iter().try_for_each(|told| guard(out, told))
 }
 
-fn guard(out: &mut StdoutLock<'_>, guard: &Guard) -> std::io::Result<()> {
+fn guard(out: &mut String, guard: &Guard) -> std::fmt::Result {
     let score = format!("{:.2} (acts from {:.2})", guard.score, guard.threshold);
     let name = name(guard.model.as_ref());
     match (guard.triggered, guard.blocked) {
@@ -127,7 +137,7 @@ fn guard(out: &mut StdoutLock<'_>, guard: &Guard) -> std::io::Result<()> {
     }
 }
 
-fn fusion(out: &mut StdoutLock<'_>, fusion: &Fusion) -> std::io::Result<()> {
+fn fusion(out: &mut String, fusion: &Fusion) -> std::fmt::Result {
     if !fusion.contributions.is_empty() {
         writeln!(out, "{}", bold("contribution"))?;
     }
@@ -138,7 +148,7 @@ fn fusion(out: &mut StdoutLock<'_>, fusion: &Fusion) -> std::io::Result<()> {
     fusion.consistency.iter().try_for_each(|told| consistency(out, told))
 }
 
-fn contribution(out: &mut StdoutLock<'_>, part: &Contribution) -> std::io::Result<()> {
+fn contribution(out: &mut String, part: &Contribution) -> std::fmt::Result {
     let drawn = paint(bar(part.shapley, WIDTH), colour(part.modality()));
     // the usual weight is not worth a word
     let weight =
@@ -146,7 +156,7 @@ fn contribution(out: &mut StdoutLock<'_>, part: &Contribution) -> std::io::Resul
     writeln!(out, "  {:5}  {drawn} {:5.1} %{weight}", sense(part.modality()), part.shapley * 100.0)
 }
 
-fn consistency(out: &mut StdoutLock<'_>, pair: &Consistency) -> std::io::Result<()> {
+fn consistency(out: &mut String, pair: &Consistency) -> std::fmt::Result {
     let style = match pair.verdict() {
         Verdict::Agree => Style::new().green(),
         Verdict::Conflict => Style::new().red(),

@@ -1,10 +1,13 @@
 //! `sensorium jobs dead`: what failed too often, and another try.
 
-use comfy_table::{Table, presets};
+use comfy_table::Table;
 use sensorium_proto::v1::{DeadTask, ListDeadTasksRequest, ReplayDeadTaskRequest};
 use serde_json::json;
 
-use super::super::connect::{Failure, Output, With};
+use super::super::connect::{With, quick};
+use super::super::draw;
+use super::super::failure::Failure;
+use super::super::output::{self, Output, clean};
 use super::{Client, client};
 
 /// Tasks that are asked for at a time.
@@ -35,10 +38,8 @@ pub(super) async fn run(verb: Verb) -> Result<(), Failure> {
         Verb::List { with } => {
             let tasks = all(&mut client(&with.server).await?).await?;
             match with.output {
-                Output::Json => {
-                    println!("{}", serde_json::to_string_pretty(&tasks.iter().map(told).collect::<Vec<_>>())?)
-                }
-                Output::Text => println!("{}", table(&tasks)),
+                Output::Json => output::json(&tasks.iter().map(told).collect::<Vec<_>>()),
+                Output::Text => output::line(table(&tasks)),
             }
         }
         Verb::Replay { sequences, all: every, with } => {
@@ -48,15 +49,16 @@ pub(super) async fn run(verb: Verb) -> Result<(), Failure> {
                 false => sequences,
             };
             for sequence in sequences {
-                let job = client.replay_dead_task(ReplayDeadTaskRequest { sequence }).await?.into_inner().job_id;
+                let request = quick(ReplayDeadTaskRequest { sequence });
+                let job = client.replay_dead_task(request).await?.into_inner().job_id;
                 match with.output {
-                    Output::Json => println!("{}", json!({ "sequence": sequence, "job": job })),
-                    Output::Text => println!("{sequence} of job {job} is tried again"),
+                    Output::Json => output::json_line(&json!({ "sequence": sequence, "job": job }))?,
+                    Output::Text => output::line(format!("{sequence} of job {} is tried again", clean(&job)))?,
                 }
             }
+            Ok(())
         }
     }
-    Ok(())
 }
 
 async fn all(client: &mut Client) -> Result<Vec<DeadTask>, Failure> {
@@ -64,7 +66,7 @@ async fn all(client: &mut Client) -> Result<Vec<DeadTask>, Failure> {
     loop {
         let first_sequence = tasks.last().map_or(0, |last| last.sequence + 1);
         let request = ListDeadTasksRequest { page_size: PAGE, first_sequence };
-        let page = client.list_dead_tasks(request).await?.into_inner().tasks;
+        let page = client.list_dead_tasks(quick(request)).await?.into_inner().tasks;
         let last = page.len() < PAGE as usize;
         tasks.extend(page);
         if last {
@@ -82,20 +84,18 @@ fn told(task: &DeadTask) -> serde_json::Value {
 }
 
 fn table(tasks: &[DeadTask]) -> Table {
-    let mut table = Table::new();
-    table.load_preset(presets::NOTHING);
-    table.set_header(["place", "job", "item", "queue", "deliveries", "buried", "error"]);
+    let mut table = draw::table(&["place", "job", "item", "queue", "deliveries", "buried", "error"]);
     for task in tasks {
         let item =
             if task.item_name.is_empty() { task.item.to_string() } else { format!("{} {}", task.item, task.item_name) };
         table.add_row([
             task.sequence.to_string(),
-            task.job_id.clone(),
-            item,
-            task.queue.clone(),
+            clean(&task.job_id),
+            clean(&item),
+            clean(&task.queue),
             task.deliveries.to_string(),
             task.buried.map(|time| time.to_string()).unwrap_or_default(),
-            task.error.clone(),
+            clean(&task.error),
         ]);
     }
     table

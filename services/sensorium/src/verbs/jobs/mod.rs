@@ -4,17 +4,19 @@ mod dead;
 mod sources;
 mod submit;
 mod table;
+mod watch;
 
 use std::path::PathBuf;
-use std::process::ExitCode;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use sensorium_proto::v1::jobs_client::JobsClient;
-use sensorium_proto::v1::{CancelJobRequest, GetJobRequest, Job, ListJobsRequest, WatchJobRequest, job};
+use sensorium_proto::v1::{CancelJobRequest, GetJobRequest, ItemResult, Job, ListJobsRequest, job};
 use serde::Serialize;
 
-use super::connect::{self, Channel, Failure, MAX_ANSWER, Output, Server, With};
+use super::connect::{Channel, Connection, MAX_ANSWER, Server, With, quick};
+use super::failure::Failure;
 use super::infer::report::Report;
+use super::output::{self, Output, Sink, clean};
 
 /// Results that are asked for at a time.
 const PAGE: u32 = 100;
@@ -28,9 +30,10 @@ pub struct JobsArgs {
 
 #[derive(clap::Subcommand, Clone, Debug)]
 enum Verb {
-    /// Submits a folder, a JSONL file or a single item as one job, and watches it.
+    /// Submits folders, JSONL files or a single item as one job, and watches it. The job is printed as soon as it is
+    /// accepted, and again when it is over; as JSON, a line each.
     Submit(Box<submit::SubmitArgs>),
-    /// Watches a job until it is over.
+    /// Watches a job until it is over, at another server when the one that tells of it is lost.
     Watch {
         /// The job.
         id: String,
@@ -46,6 +49,9 @@ enum Verb {
         to: Option<PathBuf>,
         #[command(flatten)]
         server: Server,
+        /// How to print; as text, a line for each item and how it ended.
+        #[arg(short, long, value_enum, default_value = "json")]
+        output: Output,
     },
     /// Your jobs, the newest first.
     List {
@@ -73,50 +79,45 @@ enum Verb {
 type Client = JobsClient<Channel>;
 
 async fn client(server: &Server) -> Result<Client, Failure> {
-    Ok(JobsClient::new(server.connect().await?).max_decoding_message_size(MAX_ANSWER))
+    Ok(client_on(server.connect().await?))
+}
+
+fn client_on(channel: Channel) -> Client {
+    JobsClient::new(channel).max_decoding_message_size(MAX_ANSWER)
 }
 
 /// Runs the verb.
 ///
 /// # Errors
-/// If stdout is gone; what the server says is printed.
-pub async fn run(args: JobsArgs) -> anyhow::Result<ExitCode> {
-    connect::finish(act(args.verb).await)
-}
-
-async fn act(verb: Verb) -> Result<(), Failure> {
-    match verb {
+/// If it could not be done, or a job that was waited for did not succeed.
+pub async fn run(args: JobsArgs) -> Result<(), Failure> {
+    match args.verb {
         Verb::Submit(args) => submit::run(*args).await,
         Verb::Watch { id, with } => {
-            let mut client = client(&with.server).await?;
-            let job = watch(&mut client, &id).await?;
-            end(&job, with.output)
+            let job = watch::until_over(&mut with.server.open().await?, &id).await?;
+            let told = match with.output {
+                Output::Json => output::json(&Told::of(&job)),
+                Output::Text => output::line(table::summary(&job)),
+            };
+            end(&job, 0).and(told)
         }
-        Verb::Results { id, to, server } => {
-            let mut client = client(&server).await?;
-            match to {
-                Some(path) => write_results(&mut client, &id, &mut create(&path)?).await,
-                None => write_results(&mut client, &id, &mut std::io::stdout().lock()).await,
-            }
+        Verb::Results { id, to, server, output } => {
+            let mut connection = server.open().await?;
+            let mut sink = to.map_or_else(|| Ok(Sink::stdout()), |path| Sink::file(&path))?;
+            write_results(&mut connection, &id, &mut sink, output).await
         }
         Verb::List { state, limit, with } => {
             let state = state.map_or(0, Into::into);
             let request = ListJobsRequest { page_size: limit, state, ..ListJobsRequest::default() };
-            let jobs = client(&with.server).await?.list_jobs(request).await?.into_inner().jobs;
+            let jobs = client(&with.server).await?.list_jobs(quick(request)).await?.into_inner().jobs;
             print(&jobs, with.output)
         }
         Verb::Cancel { id, with } => {
-            let job = client(&with.server).await?.cancel_job(CancelJobRequest { id }).await?.into_inner();
+            let job = client(&with.server).await?.cancel_job(quick(CancelJobRequest { id })).await?.into_inner();
             print(&[job], with.output)
         }
         Verb::Dead(verb) => dead::run(verb).await,
     }
-}
-
-fn create(path: &std::path::Path) -> Result<std::io::BufWriter<std::fs::File>, Failure> {
-    let file = std::fs::File::create(path);
-    let file = file.map_err(|error| Failure::Usage(format!("{}: {error}", path.display())))?;
-    Ok(std::io::BufWriter::new(file))
 }
 
 fn state(text: &str) -> Result<job::State, String> {
@@ -158,24 +159,26 @@ fn print(jobs: &[Job], output: Output) -> Result<(), Failure> {
     match output {
         Output::Json => {
             let told: Vec<Told> = jobs.iter().map(Told::of).collect();
-            println!("{}", serde_json::to_string_pretty(&told)?);
+            output::json(&told)
         }
-        Output::Text => println!("{}", table::of(jobs)),
+        Output::Text => output::line(table::of(jobs)),
     }
-    Ok(())
 }
 
-/// Says how a job has ended; one of which nothing has come is a failure.
-fn end(job: &Job, output: Output) -> Result<(), Failure> {
-    match output {
-        Output::Json => println!("{}", serde_json::to_string_pretty(&Told::of(job))?),
-        Output::Text => println!("{}", table::summary(job)),
+/// A job that is over is done if every item is, those included that could not be sent: `skipped` of them.
+fn end(job: &Job, skipped: usize) -> Result<(), Failure> {
+    let mut wrong = Vec::new();
+    if job.state() == job::State::Cancelled {
+        wrong.push(format!("job {} was cancelled", job.id));
     }
-    match job.state() {
-        job::State::Failed => Err(tonic::Status::aborted(format!("all {} items failed", job.total)).into()),
-        job::State::Cancelled => Err(tonic::Status::cancelled(format!("job {} was cancelled", job.id)).into()),
-        _ => Ok(()),
+    if job.failed > 0 {
+        let told = format!("`sensorium jobs results {}` says why", job.id);
+        wrong.push(format!("{} of {} items failed, {told}", job.failed, job.total));
     }
+    if skipped > 0 {
+        wrong.push(format!("{skipped} could not be submitted"));
+    }
+    if wrong.is_empty() { Ok(()) } else { Err(Failure::Items(wrong.join("; "))) }
 }
 
 /// A bar of items on stderr; nothing is drawn where that is no terminal.
@@ -183,39 +186,6 @@ fn bar(what: &'static str, length: u64) -> ProgressBar {
     let style = ProgressStyle::with_template("{msg:10} {bar:32} {pos}/{len} {prefix} {per_sec} {eta}");
     let bar = ProgressBar::new(length).with_message(what);
     if let Ok(style) = style { bar.with_style(style) } else { bar }
-}
-
-/// Follows a job to its end, over gateways that go and come.
-async fn watch(client: &mut Client, id: &str) -> Result<Job, Failure> {
-    let bar = bar("working", 0);
-    let mut lost = 0;
-    loop {
-        let told = async {
-            let mut told = client.watch_job(WatchJobRequest { id: id.to_owned() }).await?.into_inner();
-            let mut last = None;
-            while let Some(job) = told.message().await? {
-                bar.set_length(job.total);
-                bar.set_position(job.done);
-                if job.failed > 0 {
-                    bar.set_prefix(format!("({} failed)", job.failed));
-                }
-                last = Some(job);
-            }
-            last.ok_or_else(|| tonic::Status::data_loss("the job's end was not told"))
-        };
-        match told.await {
-            Ok(job) => {
-                bar.finish_and_clear();
-                return Ok(job);
-            }
-            Err(status) if status.code() == tonic::Code::Unavailable && lost < 60 => {
-                lost += 1;
-                bar.set_prefix("(connection lost)");
-                tokio::time::sleep(std::time::Duration::from_secs(1)).await;
-            }
-            Err(status) => return Err(status.into()),
-        }
-    }
 }
 
 /// What came of an item, a line of JSON.
@@ -228,20 +198,45 @@ struct Line {
     result: Option<Report>,
 }
 
-async fn write_results(client: &mut Client, id: &str, out: &mut impl std::io::Write) -> Result<(), Failure> {
+impl Line {
+    fn of(item: ItemResult) -> Self {
+        Self { index: item.index, name: item.name, error: item.error, result: item.result.map(Report::from) }
+    }
+
+    fn text(&self) -> String {
+        let how = if self.error.is_empty() { "ok".to_owned() } else { format!("failed: {}", self.error) };
+        clean(&format!("{} {}: {how}", self.index, self.name))
+    }
+}
+
+/// Page by page, each from whoever answers.
+async fn write_results(
+    connection: &mut Connection<'_>,
+    id: &str,
+    sink: &mut Sink,
+    output: Output,
+) -> Result<(), Failure> {
     let mut first_item = 0;
     loop {
         let request = GetJobRequest { id: id.to_owned(), first_item, max_items: PAGE };
-        let page = client.get_job(request).await?.into_inner();
-        for item in page.items {
-            let line =
-                Line { index: item.index, name: item.name, error: item.error, result: item.result.map(Report::from) };
-            serde_json::to_writer(&mut *out, &line)?;
-            out.write_all(b"\n")?;
+        let page = match client_on(connection.channel()).get_job(quick(request)).await {
+            Ok(page) => page.into_inner(),
+            Err(status) => {
+                connection.recover(status.into()).await?;
+                continue;
+            }
+        };
+        connection.heard();
+        for line in page.items.into_iter().map(Line::of) {
+            match output {
+                Output::Json => sink.json(&line)?,
+                Output::Text => sink.text(&(line.text() + "\n"))?,
+            }
         }
+        sink.flush()?;
         first_item += u64::from(PAGE);
         if page.job.is_none_or(|job| first_item >= job.total) {
-            return Ok(out.flush()?);
+            return Ok(());
         }
     }
 }

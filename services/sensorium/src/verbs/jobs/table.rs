@@ -1,11 +1,12 @@
 //! Jobs on the terminal.
 
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::{CellAlignment, Table};
 use owo_colors::Style;
 use sensorium_proto::v1::{Job, job};
 
-use super::super::draw::{bold, paint, seconds};
+use super::super::draw::{bold, paint, seconds, table};
 use super::super::infer::report::short;
+use super::super::output::clean;
 
 /// Lower-case, without what the protocol puts before it.
 pub(super) fn state(job: &Job) -> String {
@@ -34,22 +35,20 @@ fn took(job: &Job) -> Option<f64> {
 
 /// A line per job.
 pub(super) fn of(jobs: &[Job]) -> Table {
-    let mut table = Table::new();
-    table.load_preset(presets::NOTHING);
-    table.set_header(["job", "state", "done", "failed", "items", "took", "submitted", "label"]);
+    let mut table = table(&["job", "state", "done", "failed", "items", "took", "submitted", "label"]);
     for column in table.column_iter_mut().skip(2).take(4) {
         column.set_cell_alignment(CellAlignment::Right);
     }
     for job in jobs {
         table.add_row([
-            job.id.clone(),
+            clean(&job.id),
             painted(job),
             job.done.to_string(),
             job.failed.to_string(),
             job.total.to_string(),
             took(job).map(seconds).unwrap_or_default(),
             job.submitted.map(|time| time.to_string()).unwrap_or_default(),
-            job.label.clone(),
+            clean(&job.label),
         ]);
     }
     table

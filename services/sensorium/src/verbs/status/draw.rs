@@ -1,9 +1,10 @@
 //! What people see of it.
 
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::{CellAlignment, Table};
 use owo_colors::Style;
 
-use super::super::draw::{bold, dim, paint, seconds};
+use super::super::draw::{bold, dim, paint, seconds, table};
+use super::super::output::clean;
 use super::{Node, Status};
 
 /// All of it.
@@ -11,11 +12,8 @@ pub(super) fn draw(address: &str, status: &Status) -> String {
     let (good, bad) = (Style::new().green(), Style::new().red().bold());
     let mark = |on: bool, yes: &str, no: &str| if on { paint(yes, good) } else { paint(no, bad) };
     let (live, ready) = (mark(status.live, "live", "not live"), mark(status.ready, "ready", "not ready"));
-    let mut table = Table::new();
-    table.load_preset(presets::NOTHING);
-    table.set_header([
-        "model", "version", "state", "replicas", "requests", "failed", "queue", "compute", "batch", "memory",
-    ]);
+    let mut table =
+        table(&["model", "version", "state", "replicas", "requests", "failed", "queue", "compute", "batch", "memory"]);
     for column in table.column_iter_mut().skip(3) {
         column.set_cell_alignment(CellAlignment::Right);
     }
@@ -23,9 +21,9 @@ pub(super) fn draw(address: &str, status: &Status) -> String {
     for model in &status.models {
         let reason = if model.reason.is_empty() { String::new() } else { format!(" ({})", model.reason) };
         table.add_row([
-            model.name.clone(),
-            model.version.clone(),
-            format!("{}{reason}", model.state),
+            clean(&model.name),
+            clean(&model.version),
+            clean(&format!("{}{reason}", model.state)),
             match model.replicas_running {
                 running if running == model.replicas => running.to_string(),
                 running => paint(format!("{running} of {}", model.replicas), bad),
@@ -61,22 +59,20 @@ pub(super) fn draw(address: &str, status: &Status) -> String {
 }
 
 fn draw_nodes(nodes: &[Node]) -> Table {
-    let mut table = Table::new();
-    table.load_preset(presets::NOTHING);
-    table.set_header(["node", "role", "zone", "state", "in flight", "latency", "models"]);
+    let mut table = table(&["node", "role", "zone", "state", "in flight", "latency", "models"]);
     for node in nodes {
         let mut state = Vec::new();
         state.extend(node.draining.then(|| "draining".to_owned()));
         state.extend((!node.reachable).then(|| "out of reach".to_owned()));
         state.extend(node.ejected.iter().map(|of| format!("ejected from {} by {}", of.model, of.gateways.join(", "))));
         table.add_row([
-            node.name.clone(),
-            node.role.clone(),
-            node.zone.clone(),
-            if state.is_empty() { "ok".to_owned() } else { state.join(", ") },
+            clean(&node.name),
+            clean(&node.role),
+            clean(&node.zone),
+            if state.is_empty() { "ok".to_owned() } else { clean(&state.join(", ")) },
             node.in_flight.map_or("–".to_owned(), |calls| calls.to_string()),
             if node.latency_seconds > 0.0 { seconds(node.latency_seconds) } else { "–".to_owned() },
-            node.models.join(" "),
+            clean(&node.models.join(" ")),
         ]);
     }
     table

@@ -7,7 +7,7 @@ use futures::future::join_all;
 use sensorium_proto::admin::admin_client::AdminClient;
 use sensorium_proto::admin::{GetClusterRequest, GetClusterResponse};
 
-use super::super::connect::{Channel, MAX_ANSWER, Server};
+use super::super::connect::{Channel, MAX_ANSWER, Server, quick};
 
 /// One that does not answer within this is left out.
 const ANSWER: Duration = Duration::from_secs(1);
@@ -45,7 +45,7 @@ impl<'a> Gateways<'a> {
                             AdminClient::new(channel).max_decoding_message_size(MAX_ANSWER)
                         }
                     };
-                    let told = client.get_cluster(GetClusterRequest {}).await.ok()?.into_inner();
+                    let told = client.get_cluster(quick(GetClusterRequest {})).await.ok()?.into_inner();
                     Some((client, told))
                 });
                 (node, answer.await.ok().flatten())

@@ -7,10 +7,13 @@ mod draw;
 mod gateways;
 
 use std::collections::HashMap;
-use std::io::Write;
-use std::process::ExitCode;
 use std::time::Duration;
 
+use self::draw::draw;
+use self::gateways::{Gateways, Seen};
+use super::connect::{Channel, MAX_ANSWER, With, quick};
+use super::failure::{Failure, code_name, passes};
+use super::output::{self, Output, Sink, clean, complain, complain_json};
 use sensorium_proto::admin::admin_client::AdminClient;
 use sensorium_proto::admin::{Actor, GetActorTreeRequest, GetClusterRequest, GetClusterResponse};
 use sensorium_proto::inference::grpc_inference_service_client::GrpcInferenceServiceClient;
@@ -19,60 +22,44 @@ use sensorium_proto::inference::{
     ServerReadyRequest, StatisticDuration,
 };
 use serde::Serialize;
-use tonic::Code;
-
-use self::draw::draw;
-use self::gateways::{Gateways, Seen};
-use super::connect::{self, Channel, Failure, MAX_ANSWER, Output, Server};
+use serde_json::json;
 
 /// Arguments of `sensorium status`.
 #[derive(clap::Args, Clone, Debug)]
 pub struct StatusArgs {
     #[command(flatten)]
-    server: Server,
-    /// Draws it anew every second, until interrupted.
+    with: With,
+    /// Draws it anew every second, until interrupted; as JSON, one document a line.
     #[arg(long)]
     watch: bool,
-    /// How to print; with --watch, one JSON document a line.
-    #[arg(short, long, value_enum, default_value = "text")]
-    output: Output,
 }
 
 /// Runs the verb.
 ///
 /// # Errors
-/// If stdout is gone; what the server says is printed.
-pub async fn run(args: StatusArgs) -> anyhow::Result<ExitCode> {
-    connect::finish(show(args).await)
-}
-
-async fn show(args: StatusArgs) -> Result<(), Failure> {
-    let channel = args.server.connect().await?;
-    let admin = AdminClient::new(channel.clone()).max_decoding_message_size(MAX_ANSWER);
-    let client = GrpcInferenceServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER);
-    let mut gateways = Gateways::new(&args.server);
+/// If it could not be done.
+pub async fn run(args: StatusArgs) -> Result<(), Failure> {
+    let With { server, output } = &args.with;
+    let mut connection = server.open().await?;
+    let mut gateways = Gateways::new(server);
     let mut before = HashMap::new();
     loop {
-        let status = match ask(&client, &admin, &mut gateways, &mut before).await {
+        match ask(connection.channel(), &mut gateways, &mut before).await {
+            Ok(status) => print(connection.address(), &status, *output, args.watch)?,
             // whoever watches sees it come back
             Err(Failure::Status(refusal)) if args.watch && passes(&refusal) => {
-                eprintln!("{}: {}, trying again", refusal.code(), refusal.message());
-                tokio::time::sleep(Duration::from_secs(1)).await;
-                continue;
+                let (code, message) = (code_name(refusal.code()), refusal.message());
+                match output {
+                    Output::Json => {
+                        complain_json(&json!({ "code": code, "message": format!("{message}, trying again") }))
+                    }
+                    Output::Text => complain(clean(&format!("{code}: {message}, trying again"))),
+                }
+                // nobody there: the next look says it again
+                let _ = connection.turn().await;
             }
-            status => status?,
-        };
-        let text = match (args.output, args.watch) {
-            (Output::Json, false) => serde_json::to_string_pretty(&status)?,
-            (Output::Json, true) => serde_json::to_string(&status)?,
-            // home and clear to the end: the screen does not flicker
-            (Output::Text, true) => format!("\x1b[H\x1b[J{}", draw(&args.server.server, &status)),
-            (Output::Text, false) => draw(&args.server.server, &status),
-        };
-        let mut out = std::io::stdout().lock();
-        writeln!(out, "{text}")?;
-        out.flush()?;
-        drop(out);
+            Err(failure) => return Err(failure),
+        }
         if !args.watch {
             return Ok(());
         }
@@ -80,9 +67,14 @@ async fn show(args: StatusArgs) -> Result<(), Failure> {
     }
 }
 
-/// Whether it may be otherwise in a second: nobody there, or too late. tonic calls a connection that breaks unknown.
-fn passes(refusal: &tonic::Status) -> bool {
-    matches!(refusal.code(), Code::Unavailable | Code::DeadlineExceeded | Code::Unknown | Code::Cancelled)
+fn print(address: &str, status: &Status, output: Output, watch: bool) -> Result<(), Failure> {
+    match (output, watch) {
+        (Output::Json, false) => output::json(status),
+        (Output::Json, true) => output::json_line(status),
+        (Output::Text, false) => output::line(draw(address, status)),
+        // home and clear to the end: the screen does not flicker
+        (Output::Text, true) => Sink::stdout().line(format!("\x1b[H\x1b[J{}", draw(address, status))),
+    }
 }
 
 #[derive(Serialize, Default)]
@@ -231,23 +223,20 @@ struct Model {
 type Statistics = HashMap<(String, String), ModelStatistics>;
 
 /// Asks all of it. `before` is what was counted at the last time, and is what is counted now afterwards.
-async fn ask(
-    client: &GrpcInferenceServiceClient<Channel>,
-    admin: &AdminClient<Channel>,
-    gateways: &mut Gateways<'_>,
-    before: &mut Statistics,
-) -> Result<Status, Failure> {
+async fn ask(channel: Channel, gateways: &mut Gateways<'_>, before: &mut Statistics) -> Result<Status, Failure> {
+    let admin = AdminClient::new(channel.clone()).max_decoding_message_size(MAX_ANSWER);
+    let client = GrpcInferenceServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER);
     // side by side: what workers are asked for waits for one that does not answer
     let [mut first, mut second, mut third, mut fourth, mut fifth] = std::array::from_fn(|_| client.clone());
-    let (mut cluster, mut tree) = (admin.clone(), admin.clone());
+    let (mut cluster, mut tree) = (admin.clone(), admin);
     let (server, live, ready, index, statistics, told, actors) = tokio::try_join!(
-        first.server_metadata(ServerMetadataRequest {}),
-        second.server_live(ServerLiveRequest {}),
-        third.server_ready(ServerReadyRequest {}),
-        fourth.repository_index(RepositoryIndexRequest::default()),
-        fifth.model_statistics(ModelStatisticsRequest::default()),
-        cluster.get_cluster(GetClusterRequest {}),
-        tree.get_actor_tree(GetActorTreeRequest::default()),
+        first.server_metadata(quick(ServerMetadataRequest {})),
+        second.server_live(quick(ServerLiveRequest {})),
+        third.server_ready(quick(ServerReadyRequest {})),
+        fourth.repository_index(quick(RepositoryIndexRequest::default())),
+        fifth.model_statistics(quick(ModelStatisticsRequest::default())),
+        cluster.get_cluster(quick(GetClusterRequest {})),
+        tree.get_actor_tree(quick(GetActorTreeRequest::default())),
     )?;
     let (server, live, ready) = (server.into_inner(), live.into_inner().live, ready.into_inner().ready);
     let (index, statistics) = (index.into_inner(), statistics.into_inner());
