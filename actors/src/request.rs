@@ -226,7 +226,7 @@ impl Context {
     pub fn permits(&self, model: &str) -> Result<()> {
         match &self.models {
             Some(models) if !models.iter().any(|allowed| allowed == model) => {
-                let message = format!("the caller may not ask model '{model}', only {}", models.join(", "));
+                let message = format!("the caller may not ask model '{model}', only {}", crate::error::names(models.iter()));
                 Err(Error::PermissionDenied(message))
             }
             _ => Ok(()),

@@ -12,7 +12,7 @@ pub(super) fn check(manifest: &Manifest, request: &Request) -> Result<usize> {
             let known: Vec<_> = manifest.inputs.iter().map(|spec| spec.name.as_str()).collect();
             return Err(Error::invalid(
                 format!("inputs[{index}].name"),
-                format!("'{}' is not an input of {}, expected {}", input.name, manifest.name, known.join(", ")),
+                format!("'{}' is not an input of {}, expected {}", input.name, manifest.name, crate::error::names(&known)),
             ));
         };
         check_tensor(spec, &input.tensor)?;
@@ -33,7 +33,7 @@ pub(super) fn check(manifest: &Manifest, request: &Request) -> Result<usize> {
             let known: Vec<_> = manifest.outputs.iter().map(|spec| spec.name.as_str()).collect();
             return Err(Error::invalid(
                 format!("outputs[{index}].name"),
-                format!("'{output}' is not an output of {}, expected {}", manifest.name, known.join(", ")),
+                format!("'{output}' is not an output of {}, expected {}", manifest.name, crate::error::names(&known)),
             ));
         }
     }

@@ -178,11 +178,11 @@ impl Worker {
             if numbers.is_empty() {
                 let mut names: Vec<&str> = versions.keys().map(|(name, _)| name.as_str()).collect();
                 names.dedup();
-                Error::NotFound { what: format!("model '{model}'"), known: format!("loaded are {}", names.join(", ")) }
+                Error::NotFound { what: format!("model '{model}'"), known: format!("loaded are {}", crate::error::names(&names)) }
             } else {
                 Error::NotFound {
                     what: format!("version {} of model '{model}'", version.unwrap_or_default()),
-                    known: format!("loaded are {}", numbers.join(", ")),
+                    known: format!("loaded are {}", crate::error::names(&numbers)),
                 }
             }
         })
@@ -214,7 +214,7 @@ impl Worker {
         };
         if numbers.is_empty() {
             let there: Vec<String> = entry.versions.iter().map(u64::to_string).collect();
-            let message = format!("no version of {model} is to be served; there are [{}]", there.join(", "));
+            let message = format!("no version of {model} is to be served; there are [{}]", crate::error::names(&there));
             return Err(Error::FailedPrecondition { reason: "NO_VERSION", message });
         }
         let before = self.versions.of_model(model);

@@ -27,6 +27,9 @@ use crate::health::{self, Readiness};
 use crate::inference::{InferenceService, Settings};
 use crate::v1::{JobsService, SensoriumService};
 
+/// Bytes of a question about the protocol, which is a name. Its errors repeat it, and are to stay small.
+const NAME_BYTES: usize = 1024;
+
 /// What one connection and one message may cost.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -136,8 +139,8 @@ pub async fn serve(
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
     // the descriptors are compiled in: if they did not parse, no test would pass
-    let reflection = descriptors().build_v1().ok();
-    let reflection_alpha = descriptors().build_v1alpha().ok();
+    let reflection = descriptors().build_v1().ok().map(|it| it.max_decoding_message_size(NAME_BYTES));
+    let reflection_alpha = descriptors().build_v1alpha().ok().map(|it| it.max_decoding_message_size(NAME_BYTES));
     let health = health::service(door.clone());
     let server = tonic::transport::Server::builder()
         .max_concurrent_streams(limits.max_streams)

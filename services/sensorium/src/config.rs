@@ -389,7 +389,7 @@ impl ConfigArgs {
             let quoted: Vec<String> = self.models.iter().map(|model| quoted(model)).collect();
             flags.push(("models".to_owned(), format!("[{}]", quoted.join(","))));
         }
-        config::read(self.config.as_deref(), std::env::vars(), &flags, Config::check)
+        config::read(self.config.as_deref(), std::env::vars_os(), &flags, Config::check)
     }
 }
 

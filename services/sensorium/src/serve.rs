@@ -25,9 +25,10 @@ pub async fn run(args: ConfigArgs) -> anyhow::Result<ExitCode> {
     if args.supervised {
         return crate::parent::run().await;
     }
+    // first of all: reading the configuration has warnings to tell
+    let telemetry = telemetry::init()?;
     let config = args.read()?;
     let mut shutdown = Shutdown::listen()?;
-    let telemetry = telemetry::init()?;
     sensorium_actors::metrics::describe();
     let grpc = server::bind(config.grpc).await?;
     let side = server::bind(config.http(8002)).await?;
