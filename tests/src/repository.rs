@@ -104,6 +104,28 @@ impl Repository {
         self
     }
 
+    /// A copy of a model of the pack all of whose weights are NaN. A server may do without it.
+    #[must_use]
+    pub fn without_numbers(self, model: &str, name: &str) -> Self {
+        let (source, target) = (pack().join(model), self.own().join(name).join("1"));
+        let text = fs::read_to_string(source.join("model.toml")).expect("model.toml of the pack");
+        self.write(name, &text, &[("required", "false")]);
+        fs::create_dir(&target).expect("a folder");
+        for file in fs::read_dir(source.join("1")).expect("the version's files") {
+            let file = file.expect("a file");
+            if file.file_name() == "model.safetensors" {
+                let mut weights = fs::read(file.path()).expect("weights");
+                // a header after its length, then the values: of all ones, each float of any size is NaN
+                let header = u64::from_le_bytes(weights[..8].try_into().expect("a length"));
+                weights[8 + usize::try_from(header).expect("a length")..].fill(0xff);
+                fs::write(target.join(file.file_name()), &weights).expect("weights of NaN");
+            } else {
+                symlink(file.path(), target.join(file.file_name())).expect("a link");
+            }
+        }
+        self
+    }
+
     /// A `chaos` model, with keys of its `model.toml` set to TOML values.
     #[must_use]
     pub fn chaos(self, name: &str, settings: &[(&str, &str)]) -> Self {

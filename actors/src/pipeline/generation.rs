@@ -30,6 +30,9 @@ struct Prompt {
     cut_from: Option<usize>,
 }
 
+/// Parameters that a generation reads: those of [`sampling`], and `raw`.
+pub(super) const PARAMETERS: [&str; 7] = ["max_tokens", "temperature", "top_p", "top_k", "seed", "stop", "raw"];
+
 /// Tries of a generation whose batcher was lost.
 const TRIES: u32 = 5;
 
@@ -119,7 +122,7 @@ fn finish(parameters: &mut Parameters, last: &Piece, prompt: &Prompt) {
 
 async fn start(served: &Arc<Served>, request: &Request, context: &Context, pool: &Pool) -> Result<Vec<Started>> {
     let (field, prompts) = elements(&served.manifest, request)?;
-    let sampling = sampling(served, &request.parameters)?;
+    let sampling = sampling(&request.parameters, served.manifest.generation.default_max_tokens)?;
     let raw = request.parameters.flag("raw")?.unwrap_or(false);
     let owner = served.clone();
     let encoded: Vec<Prompt> = pool
@@ -190,7 +193,11 @@ fn encode(served: &Served, field: &str, prompt: &[u8], raw: bool) -> Result<Prom
     Ok(Prompt { cut_from: encoded.truncated.then_some(encoded.total), ids: encoded.ids })
 }
 
-fn sampling(served: &Served, parameters: &Parameters) -> Result<Sampling> {
+/// How to continue a text, as a request's parameters say.
+///
+/// # Errors
+/// `InvalidArgument` with the parameter that is none, or out of its range.
+pub fn sampling(parameters: &Parameters, default_max_tokens: usize) -> Result<Sampling> {
     let bounded = |name: &str, low: f64, high: f64, default: f64| -> Result<f64> {
         let value = parameters.number(name)?.unwrap_or(default);
         if (low..=high).contains(&value) {
@@ -201,7 +208,7 @@ fn sampling(served: &Served, parameters: &Parameters) -> Result<Sampling> {
     };
     let most = 1u64 << 20;
     let max_tokens = match parameters.count("max_tokens")? {
-        None => served.manifest.generation.default_max_tokens,
+        None => default_max_tokens,
         Some(count) if (1..=most).contains(&count) => usize::try_from(count).unwrap_or(usize::MAX),
         Some(count) => return Err(Error::invalid("parameters.max_tokens", format!("{count}, expected 1 to {most}"))),
     };

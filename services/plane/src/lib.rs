@@ -16,6 +16,7 @@ mod fleet;
 mod line;
 mod local;
 mod member;
+pub mod operator;
 mod remote;
 mod service;
 mod statistics;

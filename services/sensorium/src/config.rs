@@ -1,6 +1,7 @@
 //! The configuration of `sensorium serve`, `gateway` and `worker`: one set of keys, of which each uses what it needs.
 
 mod check;
+mod open;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

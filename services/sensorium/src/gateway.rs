@@ -26,6 +26,7 @@ pub async fn run(args: ConfigArgs) -> anyhow::Result<ExitCode> {
     let mut shutdown = Shutdown::listen()?;
     let membership = node::membership(&config, Role::Gateway)?;
     sensorium_actors::metrics::describe();
+    config.warn_of_an_open_door();
     let grpc = server::bind(config.grpc).await?;
     let side = server::bind(config.http(8002)).await?;
     let name = node::name(&config, "gateway", grpc.local_addr()?.port());

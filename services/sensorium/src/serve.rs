@@ -30,6 +30,7 @@ pub async fn run(args: ConfigArgs) -> anyhow::Result<ExitCode> {
     let config = args.read()?;
     let mut shutdown = Shutdown::listen()?;
     sensorium_actors::metrics::describe();
+    config.warn_of_an_open_door();
     let grpc = server::bind(config.grpc).await?;
     let side = server::bind(config.http(8002)).await?;
     let http = side.local_addr()?;

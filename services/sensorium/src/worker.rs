@@ -37,6 +37,7 @@ pub async fn run(args: ConfigArgs) -> anyhow::Result<ExitCode> {
     let mut shutdown = Shutdown::listen()?;
     let membership = node::membership(&config, Role::Worker)?;
     sensorium_actors::metrics::describe();
+    config.warn_of_an_open_plane();
     let listener = server::bind(config.listen).await?;
     let side = server::bind(config.http(8102)).await?;
     let listening = listener.local_addr()?;

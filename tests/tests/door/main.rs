@@ -1,7 +1,9 @@
 //! What the door promises: protocol, status codes, health, settings, shutdown, the HTTP side and the verbs.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod audit;
 mod contents;
+mod environment;
 mod health;
 mod http;
 mod keys;

@@ -2,7 +2,10 @@
 //! well-behaved callers. `docs/HARDENING.md` lists the kinds.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod errors;
+mod numbers;
 mod rows;
+mod unscraped;
 
 use sensorium_tests::{Repository, Server, ServerOptions};
 

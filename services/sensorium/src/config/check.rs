@@ -193,6 +193,9 @@ impl Config {
             [("text_image", pairs.text_image), ("text_audio", pairs.text_audio), ("image_audio", pairs.image_audio)]
         {
             let key = |name: &str| format!("understand.thresholds.{key}.{name}");
+            for (name, cosine) in [("agree", pair.agree), ("conflict", pair.conflict)] {
+                found.when(!cosine.is_finite(), &key(name), "expected a finite number");
+            }
             if pair.conflict > pair.agree {
                 let expected = format!("expected no more than {}", key("agree"));
                 found.add(Objection::new(&key("conflict"), expected).beside(&key("agree")));
