@@ -171,7 +171,10 @@ pub fn describe() {
     level!("sensorium_admission_limit", "Requests for a model that may be in work at the moment");
     count!("sensorium_quarantines_total", "Versions given up after failing too often, by model");
     count!("sensorium_guard_triggered_total", "Answers of an upstream model that a guard kept from the next, by model");
-    count!("sensorium_guard_failures_total", "Times that a guard could not judge, by model: away, or its score no number");
+    count!(
+        "sensorium_guard_failures_total",
+        "Times that a guard could not judge, by model: away, or its score no number"
+    );
     count!("sensorium_auth_refused_total", "Requests refused for who made them, by why");
     count!("sensorium_operator_acts_total", "Operators' acts, such as `load` and `drain`, by their status code");
     count!("sensorium_hung_device_threads_total", "Device threads left behind in a call that never ended");

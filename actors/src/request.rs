@@ -176,7 +176,8 @@ impl Context {
     pub fn permits(&self, model: &str) -> Result<()> {
         match &self.models {
             Some(models) if !models.iter().any(|allowed| allowed == model) => {
-                let message = format!("the caller may not ask model '{model}', only {}", crate::error::names(models.iter()));
+                let message =
+                    format!("the caller may not ask model '{model}', only {}", crate::error::names(models.iter()));
                 Err(Error::PermissionDenied(message))
             }
             _ => Ok(()),

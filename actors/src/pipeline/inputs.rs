@@ -29,7 +29,12 @@ pub(super) fn check(manifest: &Manifest, request: &Request) -> Result<usize> {
             let known: Vec<_> = manifest.inputs.iter().map(|spec| spec.name.as_str()).collect();
             return Err(Error::invalid(
                 format!("inputs[{index}].name"),
-                format!("'{}' is not an input of {}, expected {}", input.name, manifest.name, crate::error::names(&known)),
+                format!(
+                    "'{}' is not an input of {}, expected {}",
+                    input.name,
+                    manifest.name,
+                    crate::error::names(&known)
+                ),
             ));
         };
         check_tensor(spec, &input.tensor)?;

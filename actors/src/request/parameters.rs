@@ -10,8 +10,7 @@ const FINITE: &str = "a finite number";
 
 /// Parameters of any request. All but `cache` are Triton's, whose clients send them also where they mean nothing:
 /// <https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_parameters.md>
-const COMMON: [&str; 7] =
-    ["cache", "headers", "priority", "sequence_end", "sequence_id", "sequence_start", "timeout"];
+const COMMON: [&str; 7] = ["cache", "headers", "priority", "sequence_end", "sequence_id", "sequence_start", "timeout"];
 /// How names of others that Triton reserves begin.
 const COMMON_BEGINNINGS: [&str; 3] = ["triton_", "binary_data", "shared_memory_"];
 /// How alike two names must be for one to be taken for the other, from 0 to 1.
@@ -96,7 +95,8 @@ impl Parameters {
         let stranger = self.0.keys().find(|name| !known.contains(&name.as_str()) && !is_common(name));
         let Some(name) = stranger else { return Ok(()) };
         let alike = |known: &&str| strsim::normalized_damerau_levenshtein(name, known);
-        let nearest = known.iter().max_by(|a, b| alike(a).total_cmp(&alike(b))).filter(|nearest| alike(nearest) >= ALIKE);
+        let nearest =
+            known.iter().max_by(|a, b| alike(a).total_cmp(&alike(b))).filter(|nearest| alike(nearest) >= ALIKE);
         let expected = match nearest {
             Some(nearest) => format!("unknown, did you mean {nearest}?"),
             None if known.is_empty() => "unknown, expected none".to_owned(),
@@ -149,7 +149,9 @@ mod tests {
         assert_eq!(error("top-p"), "parameters.top-p: unknown, did you mean top_p?");
         assert!(error("x").ends_with("unknown, expected one of max_tokens, temperature, top_p"));
         assert!(with("x", Parameter::Int(1)).check_names(&[]).unwrap_err().to_string().ends_with("expected none"));
-        for name in ["temperature", "sequence_id", "priority", "triton_enable_empty_final_response", "binary_data_output"] {
+        for name in
+            ["temperature", "sequence_id", "priority", "triton_enable_empty_final_response", "binary_data_output"]
+        {
             with(name, Parameter::Int(1)).check_names(&known).unwrap();
         }
     }

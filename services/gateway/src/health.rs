@@ -77,11 +77,10 @@ fn status(door: &Door, name: &str) -> Option<ServingStatus> {
 impl Health for HealthService {
     async fn check(&self, request: Request<HealthCheckRequest>) -> Result<Response<HealthCheckResponse>, Status> {
         let name = request.into_inner().service;
-        let status = status(&self.door, &name)
-            .ok_or_else(|| {
-                let what = format!("service or model '{name}'");
-                from_error(&Error::NotFound { what, known: "expected '' for the server as a whole".to_owned() })
-            })?;
+        let status = status(&self.door, &name).ok_or_else(|| {
+            let what = format!("service or model '{name}'");
+            from_error(&Error::NotFound { what, known: "expected '' for the server as a whole".to_owned() })
+        })?;
         Ok(Response::new(HealthCheckResponse { status: status.into() }))
     }
 

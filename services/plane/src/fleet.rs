@@ -89,7 +89,10 @@ impl Fleet {
         let found = all.iter().find(|(registration, _)| registration.node == name);
         found.map(|(_, member)| member.clone()).ok_or_else(|| {
             let names: Vec<&str> = all.iter().map(|(registration, _)| registration.node.as_str()).collect();
-            Error::NotFound { what: format!("worker '{name}'"), known: format!("there are {}", sensorium_actors::error::names(&names)) }
+            Error::NotFound {
+                what: format!("worker '{name}'"),
+                known: format!("there are {}", sensorium_actors::error::names(&names)),
+            }
         })
     }
 
@@ -162,7 +165,10 @@ impl Fleet {
             .collect();
         names.sort_unstable();
         names.dedup();
-        Error::NotFound { what: format!("model '{model}'"), known: format!("loaded are {}", sensorium_actors::error::names(&names)) }
+        Error::NotFound {
+            what: format!("model '{model}'"),
+            known: format!("loaded are {}", sensorium_actors::error::names(&names)),
+        }
     }
 
     /// Figures of a version, of all versions of a model, or of everything, added up over all workers.

@@ -58,7 +58,7 @@ impl Drop for Act {
     fn drop(&mut self) {
         let Self { act, target, by, peer, code } = self;
         let code = label(*code);
-        tracing::info!(act, target, by = &*by.name, tenant = &*by.tenant, peer, code, "an operator acted");
+        tracing::info!(act, on = target, by = &*by.name, tenant = &*by.tenant, peer, code, "an operator acted");
         metrics::counter!("sensorium_operator_acts_total", "act" => *act, "code" => code).increment(1);
     }
 }

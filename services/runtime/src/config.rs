@@ -312,7 +312,9 @@ mod tests {
 
     #[test]
     fn a_variable_or_a_flag_is_a_string_where_one_is_expected() {
-        for text in ["7", "007", "1_000", "0x1F", "1e5", "nan", "true", "2026-01-02", "[1]", "{ a = 1 }", "a b", "7 \u{e4}"] {
+        for text in
+            ["7", "007", "1_000", "0x1F", "1e5", "nan", "true", "2026-01-02", "[1]", "{ a = 1 }", "a b", "7 \u{e4}"]
+        {
             assert_eq!(with("", &[("SENSORIUM_NAME", text)], &[]).unwrap().name, text);
             assert_eq!(with("name = 'file'", &[], &[("name", text)]).unwrap().name, text);
         }
@@ -349,7 +351,10 @@ mod tests {
         let read = |name: &str| read::<Config>(None, [(OsString::from(name), broken())], &[], check);
         assert_eq!(read("SENSORIUM_OTHER").unwrap(), Config::default());
         let Err(Error::Mistakes(mistakes)) = read("SENSORIUM_NAME") else { panic!("no mistake") };
-        assert!(mistakes.len() == 1 && mistakes[0].to_string().contains("name: \"a\u{fffd}\", is not UTF-8"), "{mistakes:?}");
+        assert!(
+            mistakes.len() == 1 && mistakes[0].to_string().contains("name: \"a\u{fffd}\", is not UTF-8"),
+            "{mistakes:?}"
+        );
     }
 
     #[test]

@@ -42,7 +42,7 @@ async fn operators_acts_and_refusals_name_who_it_was() {
     let restart = RestartActorRequest { path: "nowhere".to_owned() };
     admin.restart_actor(by(&secret, restart)).await.unwrap_err();
     admin.drain(by(&secret, DrainRequest { node: "nowhere".to_owned() })).await.unwrap_err();
-    jobs.replay_dead_task(by(&secret, ReplayDeadTaskRequest { sequence: 7, ..Default::default() })).await.unwrap_err();
+    jobs.replay_dead_task(by(&secret, ReplayDeadTaskRequest { sequence: 7 })).await.unwrap_err();
     let warning = SettingValue { parameter_choice: Some(ParameterChoice::BoolParam(true)) };
     let settings = LogSettingsRequest { settings: [("log_warning".to_owned(), warning)].into() };
     inference.log_settings(by(&secret, settings)).await.unwrap();
@@ -51,10 +51,8 @@ async fn operators_acts_and_refusals_name_who_it_was() {
     inference.repository_model_unload(by(&secret, unload)).await.unwrap();
 
     let acts = lines(&server.log(), "an operator acted");
-    let told: Vec<[&str; 3]> = acts
-        .iter()
-        .map(|act| ["act", "target", "code"].map(|field| act[field].as_str().unwrap()))
-        .collect();
+    let told: Vec<[&str; 3]> =
+        acts.iter().map(|act| ["act", "on", "code"].map(|field| act[field].as_str().unwrap())).collect();
     let expected = [
         ["load", "chaos", "ok"],
         ["load", r"nobody\n", "not_found"],
@@ -78,9 +76,8 @@ async fn operators_acts_and_refusals_name_who_it_was() {
     }
 
     let ask = || chaos("identity", 0.0, 0.0);
-    let refused = async |reason: &str| {
-        server.metric("sensorium_auth_refused_total", &[&format!("reason=\"{reason}\"")]).await
-    };
+    let refused =
+        async |reason: &str| server.metric("sensorium_auth_refused_total", &[&format!("reason=\"{reason}\"")]).await;
     // many refusals are counted each, and few of them logged
     for _ in 0..200 {
         assert_eq!(infer(&client, Some("sk-guessed"), ask()).await.unwrap_err().code(), Code::Unauthenticated);

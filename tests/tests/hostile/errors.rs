@@ -116,7 +116,11 @@ async fn whatever_an_error_repeats_it_stays_small() {
     }
     // one error of a stream is a message of its own
     for answer in client.stream(chaos(&long("a"), 0.0, 0.0)).await.unwrap() {
-        assert!(!answer.error_message.is_empty() && answer.error_message.len() < MOST, "{}", answer.error_message.len());
+        assert!(
+            !answer.error_message.is_empty() && answer.error_message.len() < MOST,
+            "{}",
+            answer.error_message.len()
+        );
     }
     // a list of names is cut with a count
     let request = RepositoryModelLoadRequest { model_name: "nobody".to_owned(), ..Default::default() };

@@ -114,8 +114,7 @@ async fn what_is_no_number_or_out_of_range_fails_the_request() {
     blames(understand(&client, request).await.map(drop), "question");
 
     let address = format!("http://{}", server.grpc);
-    let (code, _, err) =
-        Server::verb(&["infer", "--server", &address, "--text", "a", "--temperature", "99"]).await;
+    let (code, _, err) = Server::verb(&["infer", "--server", &address, "--text", "a", "--temperature", "99"]).await;
     assert!(code != Some(0) && err.contains("INVALID_ARGUMENT") && err.contains("temperature"), "{code:?} {err}");
     neighbours.were_not_hurt("numbers that are none").await;
 }
@@ -198,7 +197,10 @@ async fn a_score_that_is_no_number_lets_nothing_pass() {
     let report = client.infer(ask).await.unwrap().one_text("report");
     assert!(!report.contains("NaN"), "{report}");
     let report: Value = serde_json::from_str(&report).unwrap();
-    assert_eq!((&report["branches"][0]["state"], &report["branches"][0]["guards"][0]["score"]), (&"blocked".into(), &Value::Null));
+    assert_eq!(
+        (&report["branches"][0]["state"], &report["branches"][0]["guards"][0]["score"]),
+        (&"blocked".into(), &Value::Null)
+    );
 
     // and a part of it alone
     let part = Part { content: Some(Content::Text("A cat.".to_owned())) };

@@ -11,7 +11,11 @@ const KEPT: usize = REQUESTS * ROWS * 3 * 8;
 
 #[tokio::test]
 async fn many_requests_without_a_scrape_leave_nothing_behind() {
-    let repository = Repository::new().copy("identity", "rows", &[("batching.max_batch_size", "1"), ("batching.max_queue_size", "100000")]);
+    let repository = Repository::new().copy(
+        "identity",
+        "rows",
+        &[("batching.max_batch_size", "1"), ("batching.max_queue_size", "100000")],
+    );
     let server = Server::start(ServerOptions::new(repository)).await;
     let client = server.client().await;
     let ask = async || {

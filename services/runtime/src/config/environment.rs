@@ -119,7 +119,8 @@ mod tests {
     #[test]
     fn what_is_not_utf_8_is_no_panic() {
         let broken = || OsString::from_vec(vec![b'a', 0xff]);
-        let found = variables([("SENSORIUM_NAME".into(), broken()), (broken(), "x".into()), ("OTHER".into(), broken())]);
+        let found =
+            variables([("SENSORIUM_NAME".into(), broken()), (broken(), "x".into()), ("OTHER".into(), broken())]);
         assert!(found.len() == 1 && found[0].value == Err("a\u{fffd}".to_owned()), "{found:?}");
     }
 }
