@@ -119,7 +119,7 @@ mod tests {
     #[test]
     fn no_status_is_larger_than_clients_take() {
         let retry_after = Duration::from_secs(1);
-        for piece in ["a", "%", "\0", "\u{202e}", "ä", "\u{1f43b}", "a b, "] {
+        for piece in ["a", " ", "%", "{", "\0", "\u{202e}", "ä", "\u{1f43b}", "a b, "] {
             let long = || piece.repeat(20_000);
             for error in [
                 Error::invalid(long(), long()),

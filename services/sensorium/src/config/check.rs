@@ -284,6 +284,9 @@ mod tests {
             [understand.thresholds.text_image]
             agree = 0.1
             conflict = 0.2
+            [understand.thresholds.text_audio]
+            agree = nan
+            conflict = -inf
         "#;
         let found = check(text);
         let keys: Vec<&str> = found.iter().map(|(key, _)| key.as_str()).collect();
@@ -308,11 +311,13 @@ mod tests {
             "jobs.credentials",
             "understand.branch_budget",
             "understand.thresholds.text_image.conflict",
+            "understand.thresholds.text_audio.agree",
+            "understand.thresholds.text_audio.conflict",
         ] {
             assert!(keys.contains(&key), "{key} in {found:?}");
         }
         let certificate: Vec<_> = found.iter().filter(|(key, _)| key == "register.certificate").collect();
         assert_eq!(certificate.len(), 2, "without its key and without an authority: {found:?}");
-        assert_eq!(found.len(), 22, "{found:?}");
+        assert_eq!(found.len(), 24, "{found:?}");
     }
 }
