@@ -5,7 +5,7 @@ use sensorium_tests::{Ask, Repository, Server, ServerOptions};
 
 /// Rows of a request, each of which is a batch of its own: three samples each.
 const ROWS: usize = 2048;
-const REQUESTS: usize = 400;
+const REQUESTS: usize = 300;
 /// What those samples would take at least, if they were kept.
 const KEPT: usize = REQUESTS * ROWS * 3 * 8;
 
