@@ -178,6 +178,12 @@ pub fn describe() {
     count!("sensorium_hung_device_threads_total", "Device threads left behind in a call that did not end in time");
     level!("sensorium_hung_device_threads", "Device threads left behind in such a call that has not ended yet");
     count!(
+        "sensorium_guard_failures_total",
+        "Times that a guard could not judge, by model: away, or its score no number"
+    );
+    count!("sensorium_auth_refused_total", "Requests refused for who made them, by why");
+    count!("sensorium_operator_acts_total", "Operators' acts, such as `load` and `drain`, by their status code");
+    count!(
         "sensorium_cache_lookups_total",
         "Rows looked up, by where the answer came from; `shared`: from an equal row"
     );

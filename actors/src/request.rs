@@ -1,14 +1,15 @@
 //! A request on its way, and its answer.
 
-use std::collections::BTreeMap;
+mod parameters;
+
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::Stream;
-use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
+pub use self::parameters::{Parameter, Parameters};
 use crate::error::{Error, Result};
 use crate::tensor::{DataType, Tensor};
 
@@ -19,73 +20,6 @@ pub struct NamedTensor {
     pub name: String,
     /// The value.
     pub tensor: Tensor,
-}
-
-/// A parameter of a request or an answer.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[allow(missing_docs)]
-pub enum Parameter {
-    Bool(bool),
-    Int(i64),
-    Uint(u64),
-    Float(f64),
-    String(String),
-}
-
-/// Parameters by name.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Parameters(pub BTreeMap<String, Parameter>);
-
-impl Parameters {
-    /// The parameter as a number; whole numbers and floats are both taken, as clients send either.
-    pub fn number(&self, name: &str) -> Result<Option<f64>> {
-        #[allow(clippy::cast_precision_loss)]
-        Ok(Some(match self.0.get(name) {
-            None => return Ok(None),
-            Some(Parameter::Float(value)) => *value,
-            Some(Parameter::Int(value)) => *value as f64,
-            Some(Parameter::Uint(value)) => *value as f64,
-            Some(other) => return Err(mistyped(name, other, "a number")),
-        }))
-    }
-
-    /// The parameter as a whole number, 0 or more.
-    pub fn count(&self, name: &str) -> Result<Option<u64>> {
-        Ok(Some(match self.0.get(name) {
-            None => return Ok(None),
-            Some(Parameter::Uint(value)) => *value,
-            Some(Parameter::Int(value)) => u64::try_from(*value)
-                .map_err(|_| mistyped(name, &Parameter::Int(*value), "a whole number, 0 or more"))?,
-            Some(other) => return Err(mistyped(name, other, "a whole number, 0 or more")),
-        }))
-    }
-
-    /// The parameter as a truth value.
-    pub fn flag(&self, name: &str) -> Result<Option<bool>> {
-        match self.0.get(name) {
-            None => Ok(None),
-            Some(Parameter::Bool(value)) => Ok(Some(*value)),
-            Some(other) => Err(mistyped(name, other, "true or false")),
-        }
-    }
-
-    /// The parameter as text.
-    pub fn text(&self, name: &str) -> Result<Option<&str>> {
-        match self.0.get(name) {
-            None => Ok(None),
-            Some(Parameter::String(value)) => Ok(Some(value)),
-            Some(other) => Err(mistyped(name, other, "a string")),
-        }
-    }
-
-    /// Sets a parameter.
-    pub fn set(&mut self, name: &str, value: Parameter) {
-        self.0.insert(name.to_owned(), value);
-    }
-}
-
-fn mistyped(name: &str, got: &Parameter, expected: &str) -> Error {
-    Error::invalid(format!("parameters.{name}"), format!("{got:?}, expected {expected}"))
 }
 
 /// One inference.
@@ -194,6 +128,22 @@ impl Reply {
             .map(|output| &output.tensor)
             .ok_or_else(|| Error::Internal(format!("{} gave no output '{name}'", self.model)))
     }
+
+    /// The numbers of an FP32 output, all of them finite.
+    ///
+    /// # Errors
+    /// `Internal` if the model did not give it, or gave NaN or infinity: with those nothing can be compared, averaged or
+    /// kept.
+    pub fn numbers(&self, name: &str) -> Result<Vec<f32>> {
+        let values = self.output(name)?.to_f32().map_err(|error| Error::Internal(error.to_string()))?;
+        match values.iter().find(|value| !value.is_finite()) {
+            None => Ok(values),
+            Some(value) => {
+                let message = format!("{} gave {value} in its output '{name}', expected finite numbers", self.model);
+                Err(Error::Internal(message))
+            }
+        }
+    }
 }
 
 /// An answer in parts. It is bounded by construction: a generation has no more parts than `max_tokens`.
@@ -231,7 +181,8 @@ impl Context {
     pub fn permits(&self, model: &str) -> Result<()> {
         match &self.models {
             Some(models) if !models.iter().any(|allowed| allowed == model) => {
-                let message = format!("the caller may not ask model '{model}', only {}", models.join(", "));
+                let message =
+                    format!("the caller may not ask model '{model}', only {}", crate::error::names(models.iter()));
                 Err(Error::PermissionDenied(message))
             }
             _ => Ok(()),

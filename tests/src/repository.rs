@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 use toml::{Table, Value};
 
-use crate::weights::Weights;
+use crate::weights::{Array, Weights};
 use crate::{module, weights};
 
 const CHAOS: &str = r#"
@@ -164,6 +164,12 @@ impl Repository {
         // never through a link into the pack
         fs::remove_file(&path).expect("the file goes");
         write(&path);
+    }
+
+    /// A copy of a model of the pack all of whose weights are NaN. A server may do without it.
+    #[must_use]
+    pub fn without_numbers(self, model: &str, name: &str) -> Self {
+        self.reweighted(model, name, &[("required", "false")], |weights| weights.values_mut().for_each(Array::spoil))
     }
 
     /// A `chaos` model, with keys of its `model.toml` set to TOML values.

@@ -11,7 +11,6 @@ use super::prompt::{self, Prompt};
 use super::{Answer, Assets, Pool, elements, inputs, named};
 use crate::batching::entry::{Generation, Piece};
 use crate::error::{Error, Result};
-use crate::manifest::Manifest;
 use crate::replica::sampler::Sampling;
 use crate::request::{Context, Parameter, Parameters, Reply, ReplyStream, Request, Resume};
 use crate::tensor::Tensor;
@@ -23,6 +22,9 @@ struct Started {
     prompt: Prompt,
     sampling: Sampling,
 }
+
+/// Parameters that a generation reads: those of [`sampling`], and `raw`.
+pub(super) const PARAMETERS: [&str; 7] = ["max_tokens", "temperature", "top_p", "top_k", "seed", "stop", "raw"];
 
 /// Tries of a generation whose batcher was lost.
 const TRIES: u32 = 5;
@@ -116,7 +118,7 @@ fn finish(parameters: &mut Parameters, last: &Piece, prompt: &Prompt, served: &S
 
 async fn start(served: &Arc<Served>, request: &Request, context: &Context, pool: &Pool) -> Result<Vec<Started>> {
     let (field, prompts) = elements(&served.manifest, request)?;
-    let sampling = sampling(&served.manifest, &request.parameters)?;
+    let sampling = sampling(&request.parameters, served.manifest.generation.default_max_tokens)?;
     let raw = request.parameters.flag("raw")?.unwrap_or(false);
     let owner = served.clone();
     let encoded: Vec<Prompt> = pool
@@ -168,7 +170,11 @@ async fn submit(
     }
 }
 
-fn sampling(manifest: &Manifest, parameters: &Parameters) -> Result<Sampling> {
+/// How to continue a text, as a request's parameters say.
+///
+/// # Errors
+/// `InvalidArgument` with the parameter that is none, or out of its range.
+pub fn sampling(parameters: &Parameters, default_max_tokens: usize) -> Result<Sampling> {
     let bounded = |name: &str, low: f64, high: f64, default: f64| -> Result<f64> {
         let value = parameters.number(name)?.unwrap_or(default);
         if (low..=high).contains(&value) {
@@ -179,7 +185,7 @@ fn sampling(manifest: &Manifest, parameters: &Parameters) -> Result<Sampling> {
     };
     let most = 1u64 << 20;
     let max_tokens = match parameters.count("max_tokens")? {
-        None => manifest.generation.default_max_tokens,
+        None => default_max_tokens,
         Some(count) if (1..=most).contains(&count) => usize::try_from(count).unwrap_or(usize::MAX),
         Some(count) => return Err(Error::invalid("parameters.max_tokens", format!("{count}, expected 1 to {most}"))),
     };
@@ -213,11 +219,10 @@ mod tests {
 
     #[test]
     fn numbers_that_are_none_are_no_way_to_sample() {
-        let manifest = Manifest::generator("");
         let with = |name: &str, value: f64| {
             let mut parameters = Parameters::default();
             parameters.set(name, Parameter::Float(value));
-            sampling(&manifest, &parameters)
+            sampling(&parameters, 1)
         };
         for name in ["temperature", "top_p"] {
             for value in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, -1e-300, 1e300] {

@@ -1,19 +1,41 @@
 //! A request's inputs against the manifest: names, datatypes, shapes, and one batch size for all.
 
 use crate::error::{Error, Result};
-use crate::manifest::{Manifest, TensorSpec};
+use crate::manifest::{Manifest, Pipeline, TensorSpec};
 use crate::request::Request;
 use crate::shapes;
 use crate::tensor::{DataType, Tensor};
 
+/// Parameters that a pipeline reads; nothing for one that hands everything to somebody else's network.
+fn parameters(pipeline: Pipeline) -> Option<&'static [&'static str]> {
+    match pipeline {
+        Pipeline::Tensor => None,
+        Pipeline::TextGeneration => Some(&super::generation::PARAMETERS),
+        Pipeline::SpeechRecognition => Some(&["language"]),
+        Pipeline::TextEmbedding
+        | Pipeline::ImageClassification
+        | Pipeline::ImageGuard
+        | Pipeline::TextGuard
+        | Pipeline::VoiceActivity => Some(&[]),
+    }
+}
+
 /// Checks everything that can be said without looking at the values. Returns the batch size.
 pub(super) fn check(manifest: &Manifest, request: &Request) -> Result<usize> {
+    if let Some(known) = parameters(manifest.pipeline) {
+        request.parameters.check_names(known)?;
+    }
     for (index, input) in request.inputs.iter().enumerate() {
         let Some(spec) = manifest.inputs.iter().find(|spec| spec.name == input.name) else {
             let known: Vec<_> = manifest.inputs.iter().map(|spec| spec.name.as_str()).collect();
             return Err(Error::invalid(
                 format!("inputs[{index}].name"),
-                format!("'{}' is not an input of {}, expected {}", input.name, manifest.name, known.join(", ")),
+                format!(
+                    "'{}' is not an input of {}, expected {}",
+                    input.name,
+                    manifest.name,
+                    crate::error::names(&known)
+                ),
             ));
         };
         check_tensor(spec, &input.tensor)?;
@@ -34,7 +56,7 @@ pub(super) fn check(manifest: &Manifest, request: &Request) -> Result<usize> {
             let known: Vec<_> = manifest.outputs.iter().map(|spec| spec.name.as_str()).collect();
             return Err(Error::invalid(
                 format!("outputs[{index}].name"),
-                format!("'{output}' is not an output of {}, expected {}", manifest.name, known.join(", ")),
+                format!("'{output}' is not an output of {}, expected {}", manifest.name, crate::error::names(&known)),
             ));
         }
     }

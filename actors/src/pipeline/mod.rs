@@ -13,7 +13,7 @@ mod text;
 use std::path::Path;
 use std::sync::Arc;
 
-pub use generation::stream;
+pub use generation::{sampling, stream};
 pub use image::top;
 pub use pool::Pool;
 

@@ -72,7 +72,11 @@ impl Speech {
         let Some(code) = parameters.text("language")? else { return Ok(-1) };
         self.config.languages.get(code).copied().ok_or_else(|| {
             let known: Vec<_> = self.config.languages.keys().map(String::as_str).collect();
-            let known = if known.is_empty() { "none: the model is English only".to_owned() } else { known.join(", ") };
+            let known = if known.is_empty() {
+                "none: the model is English only".to_owned()
+            } else {
+                crate::error::names(&known)
+            };
             Error::invalid("parameters.language", format!("'{code}', expected one of {known}"))
         })
     }

@@ -81,7 +81,7 @@ impl Route {
             let known: Vec<String> = table.versions().map(|version| version.to_string()).collect();
             Error::NotFound {
                 what: format!("version {version} of model '{}'", self.model),
-                known: format!("loaded are {}", known.join(", ")),
+                known: format!("loaded are {}", crate::error::names(&known)),
             }
         })
     }

@@ -284,7 +284,7 @@ impl Router {
     fn route(&self, model: &str) -> Result<Arc<Route>> {
         self.routes.get(model).map(|route| route.clone()).ok_or_else(|| Error::NotFound {
             what: format!("model '{model}'"),
-            known: format!("loaded are {}", self.models().join(", ")),
+            known: format!("loaded are {}", crate::error::names(self.models())),
         })
     }
 }

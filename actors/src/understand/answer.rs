@@ -10,8 +10,10 @@ use crate::error::{Error, Result};
 use crate::manifest::Modality;
 use crate::request::{Context, Parameter, Request};
 
-/// Words of a branch that go into the prompt.
+/// Words of a branch that go into the prompt, and how many bytes they have at most: what was sensed must leave room for
+/// what is asked.
 const WORDS: usize = 180;
+const BYTES: usize = 2000;
 /// Tokens of an answer when the request does not say.
 const MAX_TOKENS: u64 = 80;
 
@@ -105,7 +107,9 @@ fn prompt(question: &str, evidence: &str) -> String {
 fn shorten(text: &str) -> String {
     let mut words = text.split_whitespace();
     let mut short = words.by_ref().take(WORDS).collect::<Vec<_>>().join(" ");
-    if words.next().is_some() {
+    let whole = words.next().is_none() && short.len() <= BYTES;
+    short.truncate(short.floor_char_boundary(BYTES));
+    if !whole {
         short.push_str(" ...");
     }
     short
@@ -115,6 +119,14 @@ fn shorten(text: &str) -> String {
 mod tests {
     use super::*;
     use crate::understand::report::Label;
+
+    #[test]
+    fn what_was_sensed_leaves_room_for_what_is_asked() {
+        assert_eq!(shorten(" a  b\n"), "a b");
+        assert!(shorten(&"word ".repeat(181)).ends_with("word ..."));
+        let long = shorten(&"\u{e4}".repeat(100_000));
+        assert!(long.len() <= BYTES + 4 && long.ends_with(" ..."), "{}", long.len());
+    }
 
     #[test]
     fn only_those_who_speak_are_evidence() {

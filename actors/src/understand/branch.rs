@@ -119,7 +119,7 @@ impl Understanding {
         let (seen, guard, space) =
             tokio::join!(self.ask(chosen, request, context), self.judge_image(&image, context), self.space());
         let ((reply, reason), space) = (seen?, space?);
-        let probabilities = values(&reply, "probabilities")?;
+        let probabilities = reply.numbers("probabilities")?;
         let labels = space.labels(&probabilities, LABELS);
         let mut branch = spoken(Modality::Image, &reply);
         branch.reason = reason;
@@ -155,7 +155,7 @@ impl Understanding {
     pub(super) async fn embed(&self, text: &str, context: &Context) -> Result<(Vec<f32>, Reply)> {
         let request = Request::of_bytes(&self.options().text, "text", text);
         let reply = self.router.infer_within(&request, context).await?;
-        Ok((values(&reply, "embedding")?, reply))
+        Ok((reply.numbers("embedding")?, reply))
     }
 }
 
@@ -169,10 +169,6 @@ fn spoken(modality: Modality, reply: &Reply) -> Branch {
     let mut branch = Branch::silent(modality, &reply.model, State::Ok, "");
     branch.model = ModelRef { name: reply.model.to_string(), version: reply.version.to_string() };
     branch
-}
-
-fn values(reply: &Reply, output: &str) -> Result<Vec<f32>> {
-    reply.output(output)?.to_f32().map_err(|error| Error::Internal(error.to_string()))
 }
 
 fn element(reply: &Reply, output: &str) -> Result<String> {

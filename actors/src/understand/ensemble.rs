@@ -7,6 +7,7 @@ use futures::{Stream, StreamExt};
 use super::{Event, Input, Understanding};
 use crate::error::{Error, Result};
 use crate::manifest::{Manifest, Modality};
+use crate::pipeline;
 use crate::request::{Context, NamedTensor, Parameter, Parameters, Reply, ReplyStream, Request};
 use crate::tensor::Tensor;
 
@@ -104,6 +105,16 @@ fn replies(request: Request, events: impl Stream<Item = Result<Event>> + Send + 
     }))
 }
 
+/// Parameters of the answer, by the generator's names.
+const SAMPLING: [&str; 6] = ["max_tokens", "temperature", "top_p", "top_k", "seed", "stop"];
+
+/// All parameters by name.
+fn known() -> Vec<String> {
+    let emphasis = |modality| ["weight", "mute", "budget_ms"].map(|what| format!("modality.{modality}.{what}"));
+    let others = ["question", "no_answer"].into_iter().chain(SAMPLING).map(str::to_owned);
+    Modality::ALL.into_iter().flat_map(emphasis).chain(others).collect()
+}
+
 fn input(request: &Request) -> Result<Input> {
     let one = |name: &str| -> Result<Option<bytes::Bytes>> {
         let Some(tensor) = request.input(name) else { return Ok(None) };
@@ -123,9 +134,16 @@ fn input(request: &Request) -> Result<Input> {
     });
     let mut input = Input { text: text.transpose()?, image: one("image")?, audio: one("audio")?, ..Input::default() };
     let parameters = &request.parameters;
+    let known = known();
+    parameters.check_names(&known.iter().map(String::as_str).collect::<Vec<_>>())?;
+    pipeline::sampling(parameters, 1)?;
     for modality in Modality::ALL {
         let mut emphasis = super::report::Emphasis::default();
-        if let Some(weight) = parameters.number(&format!("modality.{modality}.weight"))? {
+        let name = format!("modality.{modality}.weight");
+        if let Some(weight) = parameters.number(&name)? {
+            if weight < 0.0 {
+                return Err(Error::invalid(format!("parameters.{name}"), format!("{weight}, expected 0 or more")));
+            }
             emphasis.weight = weight;
         }
         emphasis.mute = parameters.flag(&format!("modality.{modality}.mute"))?.unwrap_or(false);
@@ -135,12 +153,25 @@ fn input(request: &Request) -> Result<Input> {
     }
     parameters.text("question")?.unwrap_or_default().clone_into(&mut input.question);
     input.no_answer = parameters.flag("no_answer")?.unwrap_or(false);
-    for name in ["max_tokens", "temperature", "top_p", "top_k", "seed", "stop"] {
+    for name in SAMPLING {
         if let Some(value) = parameters.0.get(name) {
             input.sampling.set(name, value.clone());
         }
     }
     Ok(input)
+}
+
+/// Sampling of a typed request is in its ranges.
+///
+/// # Errors
+/// `InvalidArgument` with the field.
+pub fn check_sampling(parameters: &Parameters) -> Result<()> {
+    match pipeline::sampling(parameters, 1) {
+        Err(Error::InvalidArgument { field, message }) => {
+            Err(Error::invalid(field.replacen("parameters.", "sampling.", 1), message))
+        }
+        outcome => outcome.map(drop),
+    }
 }
 
 /// Sampling parameters of a typed request, by the generator's names; 0 and missing leave the model's default.

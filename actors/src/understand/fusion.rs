@@ -110,6 +110,8 @@ pub fn fuse(branches: &[Branch], weight: impl Fn(Modality) -> f64, thresholds: &
     let speaking: Vec<Voice<'_>> = branches
         .iter()
         .filter(|branch| branch.state == State::Ok && !branch.embedding.is_empty())
+        // one NaN would make NaN of all
+        .filter(|branch| branch.embedding.iter().all(|value| value.is_finite()))
         .map(|branch| Voice {
             modality: branch.modality,
             embedding: &branch.embedding,
@@ -141,15 +143,18 @@ struct Voice<'a> {
     weight: f64,
 }
 
-/// The weighted mean of a subset of voices, brought to length 1; empty for one without weight.
+/// The weighted mean of a subset of voices, brought to length 1; empty for one without weight. Only the ratios of weights
+/// count, and so 1e155 and 1e-200 are weights as good as any.
 #[allow(clippy::cast_possible_truncation)]
 fn subset(voices: &[Voice<'_>], members: usize) -> Vec<f32> {
+    let within = voices.iter().enumerate().filter(|(n, voice)| members & (1 << n) != 0 && voice.weight > 0.0);
+    let within: Vec<&Voice<'_>> = within.map(|(_, voice)| voice).collect();
+    let heaviest = within.iter().map(|voice| voice.weight).fold(0.0, f64::max);
     let mut sum: Vec<f64> = Vec::new();
-    for (n, voice) in voices.iter().enumerate() {
-        if members & (1 << n) != 0 && voice.weight > 0.0 {
-            sum.resize(voice.embedding.len(), 0.0);
-            sum.iter_mut().zip(voice.embedding).for_each(|(s, &e)| *s += voice.weight * f64::from(e));
-        }
+    for voice in within {
+        let weight = voice.weight / heaviest;
+        sum.resize(voice.embedding.len(), 0.0);
+        sum.iter_mut().zip(voice.embedding).for_each(|(s, &e)| *s += weight * f64::from(e));
     }
     let length = sum.iter().map(|value| value * value).sum::<f64>().sqrt();
     if length < 1e-12 {
@@ -223,6 +228,33 @@ mod tests {
         let silent = |modality| if modality == Modality::Image { 0.0 } else { 1.0 };
         let fusion = fuse(&branches, silent, &Thresholds::default());
         assert!(fusion.contributions[1].shapley.abs() < 1e-9);
+    }
+
+    #[test]
+    fn only_ratios_of_weights_count() {
+        let branches = [branch(Modality::Text, &[1.0, 0.0]), branch(Modality::Image, &[0.6, 0.8])];
+        let plain = fuse(&branches, |_| 1.0, &Thresholds::default());
+        for weight in [5e-324, 1e-200, 1e-12, 1e155, 1e300, f64::MAX] {
+            let fusion = fuse(&branches, |_| weight, &Thresholds::default());
+            assert_eq!(fusion.embedding, plain.embedding, "{weight}");
+            for (one, other) in fusion.contributions.iter().zip(&plain.contributions) {
+                assert!((one.shapley - other.shapley).abs() < 1e-9, "{weight}: {one:?}, {other:?}");
+            }
+        }
+        // beside a weight of 1, one of 1e155 leaves nothing to the other
+        let heavy = |modality| if modality == Modality::Text { 1e155 } else { 1.0 };
+        let fusion = fuse(&branches, heavy, &Thresholds::default());
+        assert_eq!(fusion.embedding, [1.0, 0.0]);
+        let total: f64 = fusion.contributions.iter().map(|contribution| contribution.shapley).sum();
+        assert!((total - 1.0).abs() < 1e-9, "{total}");
+    }
+
+    #[test]
+    fn what_is_no_number_is_not_averaged() {
+        let branches = [branch(Modality::Text, &[1.0, 0.0]), branch(Modality::Image, &[f32::NAN, 0.8])];
+        let fusion = fuse(&branches, |_| 1.0, &Thresholds::default());
+        assert_eq!(fusion.embedding, [1.0, 0.0]);
+        assert_eq!((fusion.contributions.len(), fusion.consistency.len()), (1, 0));
     }
 
     #[test]

@@ -34,34 +34,40 @@ impl Understanding {
         if request.model.is_empty() {
             return Ok(None);
         }
-        let reply = match self.router.infer_within(&request, context).await {
-            Ok(reply) => reply,
+        let judged = self.router.infer_within(&request, context).await;
+        let judged = judged.and_then(|reply| {
+            // a score that is no number is below every threshold, and says nothing
+            let score = reply.numbers(output)?.first().copied();
+            let score = score.ok_or_else(|| Error::Internal(format!("{} gave no score", reply.model)))?;
+            Ok((reply, score))
+        });
+        let (reply, score) = match judged {
+            Ok(judged) => judged,
             Err(error @ Error::InvalidArgument { .. }) => return Err(error),
             Err(error) => {
                 tracing::warn!(guard = &*request.model, %error, blocks, "guard cannot judge");
+                metrics::counter!("sensorium_guard_failures_total", "model" => request.model.to_string()).increment(1);
                 let model = ModelRef { name: request.model.to_string(), version: String::new() };
-                let unjudged = Guard { model, score: f32::NAN, threshold, triggered: false, blocked: true };
+                let unjudged = Guard { model, score: None, threshold, triggered: false, blocked: true };
                 return Ok(blocks.then_some(unjudged));
             }
         };
-        let scores = reply.output(output)?.to_f32().map_err(|error| Error::Internal(error.to_string()))?;
-        let score = scores.first().copied().unwrap_or(0.0);
         let triggered = score >= threshold;
         if triggered {
             metrics::counter!("sensorium_guard_triggered_total", "model" => request.model.to_string()).increment(1);
         }
         let model = ModelRef { name: reply.model.to_string(), version: reply.version.to_string() };
-        Ok(Some(Guard { model, score, threshold, triggered, blocked: triggered && blocks }))
+        Ok(Some(Guard { model, score: Some(score), threshold, triggered, blocked: triggered && blocks }))
     }
 }
 
 impl Guard {
     /// Why it blocks, in words.
     pub(super) fn verdict(&self) -> String {
-        if self.score.is_nan() {
-            return format!("{} cannot judge it, and is set to block", self.model.name);
+        match self.score {
+            None => format!("{} cannot judge it, and is set to block", self.model.name),
+            Some(score) => format!("{} scored {score:.2}, from {:.2} on it blocks", self.model.name, self.threshold),
         }
-        format!("{} scored {:.2}, from {:.2} on it blocks", self.model.name, self.score, self.threshold)
     }
 }
 

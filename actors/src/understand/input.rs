@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
+use super::ensemble;
 use super::report::{Branch, Emphasis, State};
+use crate::error::{Error, Result};
 use crate::manifest::Modality;
 use crate::request::Parameters;
 
@@ -28,6 +30,21 @@ pub struct Input {
 }
 
 impl Input {
+    /// What can be told without any model: weights and sampling are in their ranges. What is kept before it is done is
+    /// checked before it is kept.
+    ///
+    /// # Errors
+    /// `InvalidArgument` with the field.
+    pub fn check(&self) -> Result<()> {
+        for (modality, emphasis) in &self.emphasis {
+            if !(emphasis.weight.is_finite() && emphasis.weight >= 0.0) {
+                let field = format!("emphasis.{modality}.weight");
+                return Err(Error::invalid(field, format!("{}, expected a finite number, 0 or more", emphasis.weight)));
+            }
+        }
+        ensemble::check_sampling(&self.sampling)
+    }
+
     pub(super) fn modalities(&self) -> Vec<Modality> {
         let given = [self.text.is_some(), self.image.is_some(), self.audio.is_some()];
         Modality::ALL.into_iter().zip(given).filter_map(|(modality, given)| given.then_some(modality)).collect()

@@ -205,12 +205,7 @@ impl Understanding {
         if present.is_empty() {
             return Err(Error::invalid("parts", "empty, expected text, image or audio"));
         }
-        for (modality, emphasis) in &input.emphasis {
-            if !(emphasis.weight.is_finite() && emphasis.weight >= 0.0) {
-                let field = format!("emphasis.{modality}.weight");
-                return Err(Error::invalid(field, format!("{}, expected 0 or more", emphasis.weight)));
-            }
-        }
+        input.check()?;
         let this = self.clone();
         Ok(try_stream! {
             let started = Instant::now();
@@ -230,6 +225,11 @@ impl Understanding {
             timings.push(Timing::since("branches", started));
             let mut conclusion = std::pin::pin!(this.conclude(&input, branches, &context, (started, timings)));
             while let Some(event) = conclusion.next().await {
+                if let Event::Done(report) = &event
+                    && let Some(mistake) = report.answer.mistake(&input.question)
+                {
+                    Err(mistake)?;
+                }
                 yield event;
             }
         })

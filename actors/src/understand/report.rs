@@ -75,8 +75,8 @@ pub struct Segment {
 pub struct Guard {
     /// Who judged.
     pub model: ModelRef,
-    /// Probability that it should act.
-    pub score: f32,
+    /// Probability that it should act; nothing if it could not judge.
+    pub score: Option<f32>,
     /// Score from which it acts.
     pub threshold: f32,
     /// Whether it did.
@@ -176,6 +176,17 @@ impl Answer {
         self.finish_reason = end.finish_reason;
         self.prompt_tokens = end.prompt_tokens;
         self.completion_tokens = end.completion_tokens;
+    }
+
+    /// The caller's own mistake that kept it from being written: a question that nobody can be asked. A text that stands in
+    /// for a question has been sensed all the same, and its understanding is worth something without an answer.
+    pub(super) fn mistake(&self, question: &str) -> Option<Error> {
+        match &self.error {
+            Some(Error::InvalidArgument { message, .. }) if !question.trim().is_empty() => {
+                Some(Error::invalid("question", message))
+            }
+            _ => None,
+        }
     }
 
     /// Why it ended, if it did.

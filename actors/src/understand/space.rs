@@ -43,7 +43,7 @@ impl LabelSpace {
             let reply = router.infer_within(&request, &Context::default()).await?;
             let tensor = reply.output("embedding")?;
             width = tensor.shape().get(1).and_then(|&width| usize::try_from(width).ok()).unwrap_or(0);
-            embeddings.extend(tensor.to_f32().map_err(|error| Error::Internal(error.to_string()))?);
+            embeddings.extend(reply.numbers("embedding")?);
         }
         Ok(Self { labels, embeddings, width })
     }

@@ -107,7 +107,7 @@ impl Worker {
         };
         if numbers.is_empty() {
             let there: Vec<String> = entry.versions.iter().map(u64::to_string).collect();
-            let message = format!("no version of {model} is to be served; there are [{}]", there.join(", "));
+            let message = format!("no version of {model} is to be served; there are [{}]", crate::error::names(&there));
             return Err(Error::FailedPrecondition { reason: "NO_VERSION", message });
         }
         let before = self.versions.of_model(model);

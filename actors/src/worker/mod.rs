@@ -212,11 +212,14 @@ impl Worker {
             if numbers.is_empty() {
                 let mut names: Vec<&str> = versions.keys().map(|(name, _)| name.as_str()).collect();
                 names.dedup();
-                Error::NotFound { what: format!("model '{model}'"), known: format!("loaded are {}", names.join(", ")) }
+                Error::NotFound {
+                    what: format!("model '{model}'"),
+                    known: format!("loaded are {}", crate::error::names(&names)),
+                }
             } else {
                 Error::NotFound {
                     what: format!("version {} of model '{model}'", version.unwrap_or_default()),
-                    known: format!("loaded are {}", numbers.join(", ")),
+                    known: format!("loaded are {}", crate::error::names(&numbers)),
                 }
             }
         })

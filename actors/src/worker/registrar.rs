@@ -114,7 +114,6 @@ fn missing(name: &str, broken: &Broken) -> Held {
         modality: broken.modality.map_or_else(String::new, |modality| modality.to_string()),
         state: "UNAVAILABLE".to_owned(),
         reason: broken.why.to_string(),
-        namespace: String::new(),
-        policy: Policy::default(),
+        ..Held::default()
     }
 }

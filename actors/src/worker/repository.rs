@@ -76,7 +76,7 @@ impl Repository {
         let known: Vec<String> = self.list()?.into_iter().map(|entry| entry.name).collect();
         Err(Error::NotFound {
             what: format!("model '{name}'"),
-            known: format!("the repository has {}", known.join(", ")),
+            known: format!("the repository has {}", crate::error::names(&known)),
         })
     }
 

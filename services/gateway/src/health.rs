@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use futures::Stream;
 use sensorium_actors::error::Error;
+use sensorium_plane::status::from_error;
 use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 use tonic_health::pb::health_check_response::ServingStatus;
@@ -86,8 +87,10 @@ fn status(door: &Door, name: &str) -> Option<ServingStatus> {
 impl Health for HealthService {
     async fn check(&self, request: Request<HealthCheckRequest>) -> Result<Response<HealthCheckResponse>, Status> {
         let name = request.into_inner().service;
-        let status = status(&self.door, &name)
-            .ok_or_else(|| Status::not_found(format!("no service and no model is called '{name}'")))?;
+        let status = status(&self.door, &name).ok_or_else(|| {
+            let what = format!("service or model '{name}'");
+            from_error(&Error::NotFound { what, known: "expected '' for the server as a whole".to_owned() })
+        })?;
         Ok(Response::new(HealthCheckResponse { status: status.into() }))
     }
 

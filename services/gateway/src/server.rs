@@ -29,6 +29,9 @@ use crate::health::{self, Readiness};
 use crate::inference::{InferenceService, Settings};
 use crate::v1::{JobsService, SensoriumService};
 
+/// Bytes of a question about the protocol, which is a name. Its errors repeat it, and are to stay small.
+const NAME_BYTES: usize = 1024;
+
 /// What one connection and one message may cost.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -190,10 +193,10 @@ pub async fn serve(
         .add_service(health::service(door.clone()));
     // the descriptors are compiled in: if they did not parse, no test would pass
     if let Ok(reflection) = descriptors().build_v1() {
-        routes.add_service(reflection);
+        routes.add_service(reflection.max_decoding_message_size(NAME_BYTES));
     }
     if let Ok(reflection) = descriptors().build_v1alpha() {
-        routes.add_service(reflection);
+        routes.add_service(reflection.max_decoding_message_size(NAME_BYTES));
     }
     let bounds = Bounds {
         message_bytes: size,

@@ -11,6 +11,7 @@ use tonic::{Request, Response, Status};
 use crate::convert;
 use crate::error::status;
 use crate::fleet::Fleet;
+use crate::operator::Act;
 
 /// Tells of the cluster, as a gateway sees it.
 pub type Cluster = Arc<dyn Fn() -> GetClusterResponse + Send + Sync>;
@@ -46,7 +47,9 @@ impl Admin for AdminService {
         &self,
         request: Request<RestartActorRequest>,
     ) -> Result<Response<RestartActorResponse>, Status> {
-        self.fleet.restart(&request.into_inner().path).await.map_err(|error| status(&error))?;
+        let act = Act::begin(&request, "restart", &request.get_ref().path);
+        let restarted = self.fleet.restart(&request.into_inner().path).await;
+        act.end(restarted.map_err(|error| status(&error)))?;
         Ok(Response::new(RestartActorResponse {}))
     }
 
@@ -68,10 +71,9 @@ impl Admin for AdminService {
     }
 
     async fn drain(&self, request: Request<DrainRequest>) -> Result<Response<DrainResponse>, Status> {
-        let node = request.into_inner().node;
-        let member = self.fleet.get(&node).map_err(|error| status(&error))?;
-        member.drain().await.map_err(|error| status(&error))?;
-        tracing::info!(node, "drain asked for by an operator");
+        let act = Act::begin(&request, "drain", &request.get_ref().node);
+        let drained = async { self.fleet.get(&request.get_ref().node)?.drain().await };
+        act.end(drained.await.map_err(|error| status(&error)))?;
         Ok(Response::new(DrainResponse {}))
     }
 }

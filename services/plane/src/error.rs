@@ -13,7 +13,7 @@ use crate::connection::Unreached;
 use crate::status::from_error;
 
 /// The trailer that carries the whole error; code and message of the status are for people and proxies.
-const TRAILER: &str = "sensorium-error-bin";
+pub(crate) const TRAILER: &str = "sensorium-error-bin";
 
 /// Reasons are compile-time constants, so that metrics stay bounded: those that may cross the plane.
 const REASONS: [&str; 23] = [
@@ -48,6 +48,7 @@ fn reason(text: &str) -> &'static str {
 
 /// The public status, and the whole error beside it.
 pub fn status(error: &Error) -> Status {
+    let error = &error.shortened();
     let (subject, message, reason, retry_after) = match error {
         Error::InvalidArgument { field, message } => (field.as_str(), message.as_str(), "", Duration::ZERO),
         Error::NotFound { what, known } => (what.as_str(), known.as_str(), "", Duration::ZERO),

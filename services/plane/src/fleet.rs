@@ -89,7 +89,10 @@ impl Fleet {
         let found = all.iter().find(|(registration, _)| registration.node == name);
         found.map(|(_, member)| member.clone()).ok_or_else(|| {
             let names: Vec<&str> = all.iter().map(|(registration, _)| registration.node.as_str()).collect();
-            Error::NotFound { what: format!("worker '{name}'"), known: format!("there are {}", names.join(", ")) }
+            Error::NotFound {
+                what: format!("worker '{name}'"),
+                known: format!("there are {}", sensorium_actors::error::names(&names)),
+            }
         })
     }
 
@@ -153,7 +156,7 @@ impl Fleet {
         if let (Some(version), false) = (version, versions.is_empty()) {
             let known: Vec<String> = versions.iter().map(u64::to_string).collect();
             let what = format!("version {version} of model '{model}'");
-            return Error::NotFound { what, known: format!("loaded are {}", known.join(", ")) };
+            return Error::NotFound { what, known: format!("loaded are {}", sensorium_actors::error::names(&known)) };
         }
         let mut names: Vec<String> = self
             .all()
@@ -162,7 +165,10 @@ impl Fleet {
             .collect();
         names.sort_unstable();
         names.dedup();
-        Error::NotFound { what: format!("model '{model}'"), known: format!("loaded are {}", names.join(", ")) }
+        Error::NotFound {
+            what: format!("model '{model}'"),
+            known: format!("loaded are {}", sensorium_actors::error::names(&names)),
+        }
     }
 
     /// Figures of a version, of all versions of a model, or of everything, added up over all workers.

@@ -17,6 +17,7 @@ pub mod inbound;
 mod line;
 mod local;
 mod member;
+pub mod operator;
 mod remote;
 mod service;
 mod statistics;

@@ -164,7 +164,10 @@ pub(crate) fn actor(actor: Snapshot) -> Actor {
 /// There is no actor at this path; which there are.
 pub(crate) fn unknown_actor(path: &str, paths: impl Iterator<Item = String>) -> Error {
     let paths: Vec<String> = paths.collect();
-    Error::NotFound { what: format!("actor '{path}'"), known: format!("there are {}", paths.join(", ")) }
+    Error::NotFound {
+        what: format!("actor '{path}'"),
+        known: format!("there are {}", sensorium_actors::error::names(&paths)),
+    }
 }
 
 /// Restarts an actor of this process.

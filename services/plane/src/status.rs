@@ -1,5 +1,8 @@
 //! The one file that turns our errors into gRPC status, with the details that clients act on.
 //!
+//! A status with all of its details stays below 4 kB: what a caller sent is shortened where it is repeated, since clients
+//! take no more than 8 kB of metadata, and would say RESOURCE_EXHAUSTED of an error that is larger.
+//!
 //! Codes and details: `docs/ARCHITECTURE.md`, "Status codes". Details are those of `google.rpc` (AIP-193); the trailer
 //! `grpc-retry-pushback-ms` is gRFC A6.
 
@@ -16,8 +19,9 @@ const DOMAIN: &str = "sensorium";
 
 /// Our error as a status.
 pub fn from_error(error: &Error) -> Status {
+    let error = error.shortened();
     let message = error.to_string();
-    match error {
+    match &error {
         Error::InvalidArgument { field, message: description } => Status::with_error_details(
             Code::InvalidArgument,
             message,
@@ -70,12 +74,76 @@ pub fn from_transport(status: Status) -> Status {
     }
 }
 
+/// Bytes of a status at most, as its trailers are written.
+pub const MOST: usize = 4096;
+/// Trailers that make up a status, and those that we add.
+const OF_A_STATUS: [&str; 5] =
+    ["grpc-status", "grpc-message", "grpc-status-details-bin", "grpc-retry-pushback-ms", crate::error::TRAILER];
+
+/// A status that others have made, such as tonic's own services, and that repeats too much of what it was given.
+fn bounded(status: Status) -> Status {
+    let short = Error::Internal(status.message().to_owned()).shortened();
+    Status::new(status.code(), short.to_string())
+}
+
+fn is_too_large(headers: &http::HeaderMap) -> bool {
+    let of = |name: &str| headers.get(name).map_or(0, |value| name.len() + value.len());
+    OF_A_STATUS.into_iter().map(of).sum::<usize>() > MOST
+}
+
 /// The same for a response that holds nothing but such a status.
 pub fn amend<B: Default>(response: http::Response<B>) -> http::Response<B> {
+    if is_too_large(response.headers())
+        && let Some(status) = Status::from_header_map(response.headers())
+    {
+        return bounded(status).into_http();
+    }
     if response.headers().get("grpc-status").is_some_and(|code| ["8", "11", "13"].iter().any(|seen| code == seen))
         && let Some(status) = Status::from_header_map(response.headers())
     {
         return from_transport(status).into_http();
     }
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bytes of a status with all of its trailers, as they are written.
+    fn size(status: Status) -> usize {
+        let response = status.into_http::<()>();
+        response.headers().iter().map(|(name, value)| name.as_str().len() + value.len()).sum()
+    }
+
+    #[test]
+    fn no_status_is_larger_than_clients_take() {
+        let retry_after = Duration::from_secs(1);
+        for piece in ["a", " ", "%", "{", "\0", "\u{202e}", "ä", "\u{1f43b}", "a b, "] {
+            let long = || piece.repeat(20_000);
+            for error in [
+                Error::invalid(long(), long()),
+                Error::NotFound { what: long(), known: long() },
+                Error::Exhausted { reason: "DEADLINE_UNMEETABLE", message: long(), retry_after },
+                Error::Unavailable { reason: "UPSTREAM_MISSING", message: long(), retry_after },
+                Error::DeadlineExceeded { stage: long() },
+                Error::FailedPrecondition { reason: "IDEMPOTENCY_KEY_REUSED", message: long() },
+                Error::Unauthenticated(long()),
+                Error::PermissionDenied(long()),
+                Error::Unimplemented(long()),
+                Error::Internal(long()),
+            ] {
+                let code = error.code();
+                assert!(size(from_error(&error)) < MOST, "{code} of {piece:?}");
+                let told = crate::error::status(&error);
+                assert!(size(told.clone()) < MOST, "{code} of {piece:?} from a worker: {}", size(told));
+                // told by a worker, and told on by a gateway
+                let again = crate::error::from_status("w", &crate::error::status(&error));
+                assert_eq!(again.to_string(), error.to_string());
+            }
+            let foreign = amend(Status::not_found(long()).into_http::<()>());
+            assert_eq!(foreign.headers()["grpc-status"], "5");
+            assert!(size(Status::from_header_map(foreign.headers()).unwrap()) < MOST, "{piece:?}");
+        }
+    }
 }

@@ -2,11 +2,17 @@
 //!
 //! `limits.max_inflight` is the key, `SENSORIUM_LIMITS__MAX_INFLIGHT` the variable (two underscores are a dot), and
 //! `--set limits.max_inflight=100` the flag. Unknown or bad values fail the start with key, value and what was
-//! expected; nothing falls back to a default silently.
+//! expected; nothing falls back to a default silently. Only a variable that is no key is a warning: whoever starts the
+//! process may not have made it. What Kubernetes makes for Services called `sensorium…` is not even that.
+//!
+//! Variables and flags are read as TOML, and are strings where they are no TOML or a string is expected: `SENSORIUM_NAME=7`
+//! is the name `7`.
 
+mod environment;
 mod layers;
 mod mistake;
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
@@ -14,22 +20,9 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_path_to_error::Segment;
 use toml::{Table, Value};
 
+use self::environment::Variable;
 use self::layers::Layers;
 pub use self::mistake::{Mistake, Objection, Origin};
-
-/// Variables that belong to a tool beside the server, not to its configuration.
-const NOT_OURS: [&str; 10] = [
-    "SENSORIUM_BINARY",
-    "SENSORIUM_CA",
-    "SENSORIUM_CACHE",
-    "SENSORIUM_CERTIFICATE",
-    "SENSORIUM_CLIENT_KEY",
-    "SENSORIUM_CONFIG",
-    "SENSORIUM_KEY",
-    "SENSORIUM_SAMPLES",
-    "SENSORIUM_SERVER",
-    "SENSORIUM_TEST_PYTHON",
-];
 
 /// Why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -63,31 +56,36 @@ fn lines(mistakes: &[Mistake]) -> String {
 }
 
 /// Reads `T` from file, environment and flags, each over the one before. `check` says what does not make sense although
-/// it is of the right kind.
+/// it is of the right kind. Variables that are no key are warned of.
 ///
 /// # Errors
 /// If the file cannot be read, or with every mistake that there is.
 pub fn read<T: DeserializeOwned + Serialize + Default>(
     file: Option<&Path>,
-    environment: impl IntoIterator<Item = (String, String)>,
+    environment: impl IntoIterator<Item = (OsString, OsString)>,
     flags: &[(String, String)],
     check: impl FnOnce(&T) -> Vec<Objection>,
 ) -> Result<T, Error> {
     let mut layers = file.map_or_else(|| Ok(Layers::default()), Layers::of_file)?;
-    let mut variables: Vec<_> = environment.into_iter().collect();
-    variables.sort();
-    for (name, value) in variables {
-        if let Some(key) = name.strip_prefix("SENSORIUM_")
-            && !NOT_OURS.contains(&name.as_str())
-        {
-            layers.put(&key.to_lowercase().replace("__", "."), &value, Origin::Variable(name.clone()));
-        }
+    let mut broken = Vec::new();
+    for Variable { name, key, value } in environment::variables(environment) {
+        let text = value.unwrap_or_else(|shown| {
+            broken.push((name.clone(), key.clone()));
+            shown
+        });
+        layers.put(&key, &text, Origin::Variable(name));
     }
     for (key, value) in flags {
         layers.put(key, value, Origin::Flag);
     }
     let mut mistakes = std::mem::take(&mut layers.mistakes);
     let (parsed, wrong) = parse::<T>(&layers, &mut mistakes);
+    let ignored = ignore_strangers(&mut mistakes);
+    for (name, key) in broken.into_iter().filter(|(name, _)| !ignored.contains(name)) {
+        mistakes.retain(|mistake| mistake.key != key);
+        let value = layers.get(&key).map_or(String::new(), |value| mistake::shown(&key, value));
+        mistakes.push(Mistake { origin: Origin::Variable(name), key, value, message: "is not UTF-8".to_owned() });
+    }
     if let Some(parsed) = &parsed {
         // a value that was left out because it is wrong is at odds with nothing
         let stands = |key: &String| !wrong.iter().any(|wrong| key.starts_with(wrong.as_str()));
@@ -102,6 +100,21 @@ pub fn read<T: DeserializeOwned + Serialize + Default>(
         Some(parsed) if mistakes.is_empty() => Ok(parsed),
         _ => Err(Error::mistakes(mistakes)),
     }
+}
+
+/// Takes out variables that are no keys, with a warning: they may be another program's. Gives their names.
+fn ignore_strangers(mistakes: &mut Vec<Mistake>) -> Vec<String> {
+    let mut ignored = Vec::new();
+    mistakes.retain(|mistake| match &mistake.origin {
+        Origin::Variable(name) if mistake.is_no_key() => {
+            // its value is not told: it may be a secret of that program's
+            tracing::warn!(variable = name, hint = mistake.message, "environment variable ignored");
+            ignored.push(name.clone());
+            false
+        }
+        _ => true,
+    });
+    ignored
 }
 
 /// What the table says, without the keys that say nothing: those are named, and returned.
@@ -130,9 +143,17 @@ fn parse<T: DeserializeOwned + Serialize + Default>(
             path.push(field.clone());
         }
         let key = path.join(".");
+        if unknown.is_none()
+            && mistake::wants_text(&message)
+            && let Some(text) = layers.as_text(&key)
+            && to_text(&mut table, &path, text)
+        {
+            continue;
+        }
         let section = || path[..path.len().saturating_sub(1)].join(".");
         let message = match &unknown {
             Some((field, siblings)) => mistake::instead(&section(), field, siblings, &known),
+            None if layers.is_below_a_value(&key, &message) => mistake::no_section(&key),
             None => mistake::expected(&message),
         };
         // a field that is missing because it was wrong has been named
@@ -145,6 +166,24 @@ fn parse<T: DeserializeOwned + Serialize + Default>(
             return (None, wrong);
         }
         wrong.push(key);
+    }
+}
+
+/// Makes a string of a value that is none; false if there is nothing to make one of.
+fn to_text(table: &mut Table, path: &[String], text: String) -> bool {
+    match path {
+        [] => false,
+        [last] => match table.get_mut(last) {
+            None | Some(Value::String(_)) => false,
+            Some(value) => {
+                *value = Value::String(text);
+                true
+            }
+        },
+        [first, rest @ ..] => match table.get_mut(first) {
+            Some(Value::Table(below)) => to_text(below, rest, text),
+            _ => false,
+        },
     }
 }
 
@@ -225,7 +264,8 @@ mod tests {
         let own = |pairs: &[(&str, &str)]| -> Vec<(String, String)> {
             pairs.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect()
         };
-        read(Some(&path), own(environment), &own(flags), check)
+        let variables = own(environment).into_iter().map(|(name, value)| (name.into(), value.into()));
+        read(Some(&path), variables, &own(flags), check)
     }
 
     /// Key, value and message of each, and the line or name of where it was set.
@@ -254,7 +294,7 @@ mod tests {
     #[test]
     fn every_mistake_is_named_with_key_value_expectation_and_origin() {
         let file = "nam = 'x'\nurls = 7\nmax_inflight = 3\n[limits]\nmax_inflght = 1\nfloor = -2\n[pair]\nlow = 'l'\nhigh = 1.0\n";
-        let found = mistakes(file, &[("SENSORIUM_LIMITS__MAX_INFLIGHT", "many")], &[("name", "[1]")]);
+        let found = mistakes(file, &[("SENSORIUM_LIMITS__MAX_INFLIGHT", "many")], &[("limits.floor", "[1]")]);
         let cells =
             |key: &str, value: &str, message: &str, origin: &str| [key, value, message, origin].map(str::to_owned);
         let number = "expected a whole number from 0 to 4294967295";
@@ -263,12 +303,58 @@ mod tests {
             cells("urls", "7", "expected a list of strings, or one string with commas", "line 2"),
             cells("max_inflight", "3", "is no key, did you mean limits.max_inflight?", "line 3"),
             cells("limits.max_inflght", "1", "is no key, did you mean limits.max_inflight?", "line 5"),
-            cells("limits.floor", "-2", number, "line 6"),
             cells("pair.low", "\"l\"", "expected a number", "line 8"),
             cells("limits.max_inflight", "\"many\"", number, "SENSORIUM_LIMITS__MAX_INFLIGHT"),
-            cells("name", "[1]", "expected a string", "the command line"),
+            cells("limits.floor", "[1]", number, "the command line"),
         ];
         assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn a_variable_or_a_flag_is_a_string_where_one_is_expected() {
+        for text in
+            ["7", "007", "1_000", "0x1F", "1e5", "nan", "true", "2026-01-02", "[1]", "{ a = 1 }", "a b", "7 \u{e4}"]
+        {
+            assert_eq!(with("", &[("SENSORIUM_NAME", text)], &[]).unwrap().name, text);
+            assert_eq!(with("name = 'file'", &[], &[("name", text)]).unwrap().name, text);
+        }
+        assert_eq!(with("", &[("SENSORIUM_URLS", "7")], &[]).unwrap().urls, ["7"]);
+        assert_eq!(with("", &[("SENSORIUM_URLS", "['a', 'b']")], &[]).unwrap().urls, ["a", "b"]);
+        // in a file a string is written as one
+        assert_eq!(mistakes("name = 7", &[], &[])[0][2], "expected a string");
+    }
+
+    #[test]
+    fn a_variable_that_is_no_key_is_no_mistake_unless_its_value_is_wrong() {
+        let environment = [
+            ("SENSORIUM_NAM", "x"),
+            ("SENSORIUM_NAME__FIRST", "x"),
+            ("SENSORIUM_LIMITS__MAX_INFLGHT", "1"),
+            ("SENSORIUM_PAIR__MIDDLE__OF", "1"),
+            ("SENSORIUM_", "x"),
+            ("SENSORIUM___", "x"),
+            ("SENSORIUM_PORT", "tcp://10.0.0.1:8001"),
+        ];
+        assert_eq!(with("name = 'file'", &environment, &[]).unwrap().name, "file");
+        assert_eq!(with("", &environment, &[]).unwrap().name, "n");
+        let found = mistakes("", &[("SENSORIUM_LIMITS__MAX_INFLIGHT", "many"), ("SENSORIUM_NAM", "x")], &[]);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert_eq!(found[0][3], "SENSORIUM_LIMITS__MAX_INFLIGHT");
+        let found = mistakes("", &[("SENSORIUM_LIMITS", "5")], &[]);
+        assert_eq!(found[0][2], "expected a section");
+    }
+
+    #[test]
+    fn what_is_not_utf_8_is_a_mistake_of_a_key_alone() {
+        use std::os::unix::ffi::OsStringExt;
+        let broken = || OsString::from_vec(vec![b'a', 0xff]);
+        let read = |name: &str| read::<Config>(None, [(OsString::from(name), broken())], &[], check);
+        assert_eq!(read("SENSORIUM_OTHER").unwrap(), Config::default());
+        let Err(Error::Mistakes(mistakes)) = read("SENSORIUM_NAME") else { panic!("no mistake") };
+        assert!(
+            mistakes.len() == 1 && mistakes[0].to_string().contains("name: \"a\u{fffd}\", is not UTF-8"),
+            "{mistakes:?}"
+        );
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 use std::io::IsTerminal;
 use std::sync::Arc;
+use std::time::Duration;
 
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 use opentelemetry::trace::TracerProvider;
@@ -15,11 +16,17 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
 
-/// Seconds: from a near-cache hit to a long transcription.
-const SECONDS: [f64; 16] =
-    [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0];
+/// Seconds: from a near-cache hit to a job of an hour. Five steps for each power of ten below a minute, so that a
+/// quantile that is read off them is wrong by half of it at most.
+const SECONDS: [f64; 35] = [
+    0.0001, 0.0002, 0.0003, 0.0005, 0.00075, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1,
+    0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 3.0, 5.0, 7.5, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1200.0, 1800.0, 3600.0,
+];
 /// Rows of a batch.
 const SIZES: [f64; 8] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0];
+
+/// How often samples of histograms are put into their buckets. Until then each one is kept as it is.
+const UPKEEP: Duration = Duration::from_secs(5);
 
 /// Why telemetry cannot be set up.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +40,9 @@ pub enum Error {
     /// The recorder of metrics cannot be installed.
     #[error("metrics: {0}")]
     Metrics(#[from] BuildError),
+    /// There is no thread for the upkeep of metrics.
+    #[error("metrics: cannot start a thread: {0}")]
+    Upkeep(#[from] std::io::Error),
     /// Somebody has set up logging before.
     #[error("logs: {0}")]
     Logs(#[from] tracing_subscriber::util::TryInitError),
@@ -71,7 +81,20 @@ pub fn init() -> Result<Telemetry, Error> {
         .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)?
         .set_buckets_for_metric(Matcher::Full("sensorium_batch_size".to_owned()), &SIZES)?
         .install_recorder()?;
+    keep_up(metrics.clone())?;
     Ok(Telemetry { metrics, filter: filter_handle, traces, endpoint })
+}
+
+/// Puts samples into their buckets for as long as the process runs, also where nobody ever scrapes. On a thread of its
+/// own: a lane that is busy must not put it off, nor it the lane.
+fn keep_up(metrics: PrometheusHandle) -> std::io::Result<()> {
+    let upkeep = move || {
+        loop {
+            std::thread::sleep(UPKEEP);
+            metrics.run_upkeep();
+        }
+    };
+    std::thread::Builder::new().name("metrics".to_owned()).spawn(upkeep).map(drop)
 }
 
 /// Where spans of single requests, tasks of jobs, batches and sequences are made.
@@ -107,10 +130,7 @@ impl Telemetry {
     /// The metrics in Prometheus' text format.
     pub fn render(&self) -> Arc<dyn Fn() -> String + Send + Sync> {
         let metrics = self.metrics.clone();
-        Arc::new(move || {
-            metrics.run_upkeep();
-            metrics.render()
-        })
+        Arc::new(move || metrics.render())
     }
 
     /// Changes the log filter while running.

@@ -1,6 +1,7 @@
 //! The configuration of `sensorium serve`, `gateway` and `worker`: one set of keys, of which each uses what it needs.
 
 mod check;
+mod open;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -397,7 +398,7 @@ impl ConfigArgs {
             let quoted: Vec<String> = self.models.iter().map(|model| quoted(model)).collect();
             flags.push(("models".to_owned(), format!("[{}]", quoted.join(","))));
         }
-        config::read(self.config.as_deref(), std::env::vars(), &flags, Config::check)
+        config::read(self.config.as_deref(), std::env::vars_os(), &flags, Config::check)
     }
 }
 

@@ -20,12 +20,14 @@ use crate::tls;
 
 /// Serves until a signal.
 pub async fn run(args: ConfigArgs) -> anyhow::Result<ExitCode> {
+    // first of all: reading the configuration has warnings to tell
+    let telemetry = telemetry::init()?;
     let config = args.read()?;
     let mut shutdown = Shutdown::listen()?;
     let membership = node::membership(&config, Role::Gateway)?;
-    let telemetry = telemetry::init()?;
     sensorium_runtime::files::raise_limit();
     sensorium_actors::metrics::describe();
+    config.warn_of_an_open_door();
     let grpc = server::bind(config.grpc).await?;
     let side = server::bind(config.http(8002)).await?;
     let name = node::name(&config, "gateway", grpc.local_addr()?.port());

@@ -26,11 +26,13 @@ pub async fn run(args: ConfigArgs) -> anyhow::Result<ExitCode> {
     if args.supervised {
         return crate::parent::run().await;
     }
+    // first of all: reading the configuration has warnings to tell
+    let telemetry = telemetry::init()?;
     let config = args.read()?;
     let mut shutdown = Shutdown::listen()?;
-    let telemetry = telemetry::init()?;
     sensorium_runtime::files::raise_limit();
     sensorium_actors::metrics::describe();
+    config.warn_of_an_open_door();
     let grpc = server::bind(config.grpc).await?;
     let side = server::bind(config.http(8002)).await?;
     let http = side.local_addr()?;

@@ -31,12 +31,14 @@ pub async fn run(args: ConfigArgs) -> anyhow::Result<ExitCode> {
     if args.supervised {
         return crate::parent::run().await;
     }
+    // first of all: reading the configuration has warnings to tell
+    let telemetry = telemetry::init()?;
     let config = args.read()?;
     let mut shutdown = Shutdown::listen()?;
     let membership = node::membership(&config, Role::Worker)?;
-    let telemetry = telemetry::init()?;
     sensorium_runtime::files::raise_limit();
     sensorium_actors::metrics::describe();
+    config.warn_of_an_open_plane();
     let listener = server::bind(config.listen).await?;
     let side = server::bind(config.http(8102)).await?;
     let listening = listener.local_addr()?;

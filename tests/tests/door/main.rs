@@ -1,8 +1,10 @@
 //! What the door promises: protocol, status codes, health, settings, shutdown, the HTTP side and the verbs.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod audit;
 mod bulk;
 mod contents;
+mod environment;
 mod health;
 mod http;
 mod keys;

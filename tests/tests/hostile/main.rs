@@ -2,16 +2,19 @@
 //! well-behaved callers. `docs/HARDENING.md` lists the kinds.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-mod connections;
-mod messages;
-mod readers;
 mod broken;
+mod connections;
 mod decoding;
+mod errors;
 mod loads;
+mod messages;
 mod modules;
 mod numbers;
+mod readers;
 mod replicas;
 mod rows;
+mod unscraped;
+mod weights;
 
 use std::collections::BTreeMap;
 

@@ -11,7 +11,7 @@ use super::{Caller, Role};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Key {
-    /// For people; it stands in logs.
+    /// For people: it stands in logs of refusals and of operators' acts, where the key itself never does.
     pub name: String,
     /// On whose behalf. Nothing is shared between tenants.
     #[serde(default)]

@@ -6,11 +6,13 @@
 
 mod jwt;
 mod keys;
+mod refused;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use sensorium_actors::error::Error;
+use sensorium_plane::operator::Operator;
 use sensorium_plane::status::from_error;
 use sensorium_runtime::config;
 use sensorium_runtime::watched::Watched;
@@ -19,6 +21,7 @@ use tonic::service::Interceptor;
 use tonic::{Extensions, Request, Status};
 
 pub use self::keys::{Key, hash};
+use self::refused::Reason;
 
 /// Who may do what at the door.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -123,7 +126,7 @@ impl Auth {
         Check { auth: self.clone(), role }
     }
 
-    fn identify(&self, request: &Request<()>) -> Result<Option<Arc<Caller>>, Error> {
+    fn identify(&self, request: &Request<()>) -> Result<Option<Arc<Caller>>, (Reason, Error)> {
         if self.keys.is_none() && self.tokens.is_none() {
             return Ok(None);
         }
@@ -132,14 +135,15 @@ impl Auth {
         if let (Some(tokens), Some(token)) = (&self.tokens, bearer)
             && (token.matches('.').count() == 2 || self.keys.is_none())
         {
-            return tokens.get().identify(token).map(Some);
+            return tokens.get().identify(token).map(Some).map_err(|error| (Reason::BadToken, error));
         }
         let Some(key) = bearer.or_else(|| header("x-api-key")) else {
             let message = "no credentials, expected 'authorization: Bearer KEY' or 'x-api-key: KEY'";
-            return Err(Error::Unauthenticated(message.to_owned()));
+            return Err((Reason::NoCredentials, Error::Unauthenticated(message.to_owned())));
         };
         let known = self.keys.as_ref().and_then(|keys| keys.get().get(key));
-        known.map(Some).ok_or_else(|| Error::Unauthenticated("the API key is not known".to_owned()))
+        let unknown = || Error::Unauthenticated("the API key is not known".to_owned());
+        known.map(Some).ok_or_else(|| (Reason::UnknownKey, unknown()))
     }
 }
 
@@ -158,27 +162,33 @@ pub struct Check {
 
 impl Interceptor for Check {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        let caller = self.auth.identify(&request).map_err(|error| from_error(&error))?;
+        let caller = self.auth.identify(&request).map_err(|(reason, error)| {
+            refused::note(request.extensions(), None, reason, &error);
+            from_error(&error)
+        })?;
         if let Some(caller) = caller {
-            allowed(&caller, self.role)?;
+            allowed(request.extensions(), &caller, self.role)?;
+            let operator = Operator { name: caller.name.as_str().into(), tenant: caller.tenant.clone() };
+            request.extensions_mut().insert(operator);
             request.extensions_mut().insert(caller);
         }
         Ok(request)
     }
 }
 
-fn allowed(caller: &Caller, role: Role) -> Result<(), Status> {
+fn allowed(extensions: &Extensions, caller: &Caller, role: Role) -> Result<(), Status> {
     // an operator may do what everybody may: `status` asks more than one service
     if caller.roles.contains(&role) || caller.roles.contains(&Role::Admin) {
         return Ok(());
     }
-    let message = format!("{} has not the role '{}'", caller.name, role.as_str());
-    Err(from_error(&Error::PermissionDenied(message)))
+    let error = Error::PermissionDenied(format!("{} has not the role '{}'", caller.name, role.as_str()));
+    refused::note(extensions, Some(caller), Reason::Role, &error);
+    Err(from_error(&error))
 }
 
 /// A call among others that only an operator may make.
 pub fn require_admin(extensions: &Extensions) -> Result<(), Status> {
-    extensions.get::<Arc<Caller>>().map_or(Ok(()), |caller| allowed(caller, Role::Admin))
+    extensions.get::<Arc<Caller>>().map_or(Ok(()), |caller| allowed(extensions, caller, Role::Admin))
 }
 
 /// On whose behalf a request comes, and which models it may ask; nothing: all.

@@ -68,6 +68,7 @@ pub fn claimed(message: &ModelInferRequest) -> impl Iterator<Item = Claimed<'_>>
 pub fn decode(message: ModelInferRequest, regions: &Regions) -> Result<Incoming> {
     let version = parse_version(&message.model_version, "model_version")?;
     let parameters = parameters(&message.parameters);
+    parameters.check_finite()?;
     let mut raw = message.raw_input_contents.into_iter();
     let raw_count = raw.len();
     let mut inputs = Vec::with_capacity(message.inputs.len());

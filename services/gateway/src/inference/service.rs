@@ -9,6 +9,7 @@ use sensorium_actors::error::{Error, Result};
 use sensorium_actors::manifest::Manifest;
 use sensorium_actors::request::{Reply, ReplyStream};
 use sensorium_actors::shapes;
+use sensorium_plane::operator::Act;
 use sensorium_plane::parse_version;
 use sensorium_proto::inference::grpc_inference_service_server::GrpcInferenceService;
 use sensorium_proto::inference::infer_parameter::ParameterChoice;
@@ -238,7 +239,8 @@ impl GrpcInferenceService for InferenceService {
         request: Request<RepositoryModelLoadRequest>,
     ) -> Answer<RepositoryModelLoadResponse> {
         require_admin(request.extensions())?;
-        self.door.fleet.load(&request.into_inner()).await.map_err(|error| from_error(&error))?;
+        let act = Act::begin(&request, "load", &request.get_ref().model_name);
+        act.end(self.door.fleet.load(&request.into_inner()).await.map_err(|error| from_error(&error)))?;
         self.door.router.refresh().await;
         Ok(Response::new(RepositoryModelLoadResponse {}))
     }
@@ -248,7 +250,8 @@ impl GrpcInferenceService for InferenceService {
         request: Request<RepositoryModelUnloadRequest>,
     ) -> Answer<RepositoryModelUnloadResponse> {
         require_admin(request.extensions())?;
-        self.door.fleet.unload(&request.into_inner().model_name).await.map_err(|error| from_error(&error))?;
+        let act = Act::begin(&request, "unload", &request.get_ref().model_name);
+        act.end(self.door.fleet.unload(&request.into_inner().model_name).await.map_err(|error| from_error(&error)))?;
         self.door.router.refresh().await;
         Ok(Response::new(RepositoryModelUnloadResponse {}))
     }
@@ -266,7 +269,8 @@ impl GrpcInferenceService for InferenceService {
         request: Request<SystemSharedMemoryRegisterRequest>,
     ) -> Answer<SystemSharedMemoryRegisterResponse> {
         require_admin(request.extensions())?;
-        self.regions.register(request.into_inner()).map_err(|error| from_error(&error))?;
+        let act = Act::begin(&request, "register_shared_memory", &request.get_ref().name);
+        act.end(self.regions.register(request.into_inner()).map_err(|error| from_error(&error)))?;
         Ok(Response::new(SystemSharedMemoryRegisterResponse {}))
     }
 
@@ -275,7 +279,9 @@ impl GrpcInferenceService for InferenceService {
         request: Request<SystemSharedMemoryUnregisterRequest>,
     ) -> Answer<SystemSharedMemoryUnregisterResponse> {
         require_admin(request.extensions())?;
+        let act = Act::begin(&request, "unregister_shared_memory", &request.get_ref().name);
         self.regions.unregister(&request.into_inner().name);
+        act.end(Ok(()))?;
         Ok(Response::new(SystemSharedMemoryUnregisterResponse {}))
     }
 
@@ -302,15 +308,29 @@ impl GrpcInferenceService for InferenceService {
 
     async fn trace_setting(&self, request: Request<TraceSettingRequest>) -> Answer<TraceSettingResponse> {
         require_admin(request.extensions())?;
-        let settings = self.settings.trace(request.into_inner()).map_err(|error| from_error(&error))?;
+        let act = changes(&request, "trace_settings", |message| message.settings.keys());
+        let settings = self.settings.trace(request.into_inner()).map_err(|error| from_error(&error));
+        let settings = act.into_iter().fold(settings, |settings, act| act.end(settings))?;
         Ok(Response::new(TraceSettingResponse { settings }))
     }
 
     async fn log_settings(&self, request: Request<LogSettingsRequest>) -> Answer<LogSettingsResponse> {
         require_admin(request.extensions())?;
-        let settings = self.settings.log(request.into_inner()).map_err(|error| from_error(&error))?;
+        let act = changes(&request, "log_settings", |message| message.settings.keys());
+        let settings = self.settings.log(request.into_inner()).map_err(|error| from_error(&error));
+        let settings = act.into_iter().fold(settings, |settings, act| act.end(settings))?;
         Ok(Response::new(LogSettingsResponse { settings }))
     }
+}
+
+/// The act of changing these settings; nothing for a request that only reads them.
+fn changes<'a, T, K: Iterator<Item = &'a String>>(
+    request: &'a Request<T>,
+    act: &'static str,
+    settings: impl Fn(&'a T) -> K,
+) -> Option<Act> {
+    let names: Vec<&str> = settings(request.get_ref()).map(String::as_str).collect();
+    (!names.is_empty()).then(|| Act::begin(request, act, &names.join(", ")))
 }
 
 fn no_cuda() -> Status {

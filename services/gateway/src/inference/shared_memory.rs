@@ -128,7 +128,7 @@ impl Regions {
             let known: Vec<&str> = regions.keys().map(String::as_str).collect();
             return Err(Error::NotFound {
                 what: format!("shared memory region '{name}'"),
-                known: format!("registered are [{}]", known.join(", ")),
+                known: format!("registered are [{}]", sensorium_actors::error::names(&known)),
             });
         }
         let asked = regions.iter().filter(|(known, _)| name.is_empty() || *known == name);

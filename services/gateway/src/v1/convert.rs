@@ -67,6 +67,7 @@ pub fn input(request: UnderstandRequest) -> Result<Input> {
         let budget = emphasis.budget_ms.map(|budget| Duration::from_millis(budget.into()));
         input.emphasis.insert(sense, Weight { weight, mute: emphasis.mute, budget });
     }
+    input.check()?;
     Ok(input)
 }
 

@@ -58,7 +58,7 @@ async fn native(door: &Door, part: Part, context: &Context) -> Result<Embedding>
     };
     let request = Request { outputs: vec!["embedding".to_owned()], ..request };
     let reply = door.router.infer_within(&request, context).await?;
-    let values = reply.output("embedding")?.to_f32().map_err(|error| Error::Internal(error.to_string()))?;
+    let values = reply.numbers("embedding")?;
     Ok(Embedding {
         values,
         modality: modality(sense).into(),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use futures::{Stream, StreamExt};
 use sensorium_actors::error::{Error, Result};
 use sensorium_actors::request::{Context, Parameter, Request};
-use sensorium_actors::understand::{Event, answer};
+use sensorium_actors::understand::{Event, answer, ensemble};
 use sensorium_proto::v1::{FinishReason, GenerateRequest, GenerateResponse, ModelRef, UnderstandRequest};
 
 use super::convert;
@@ -23,6 +23,9 @@ pub async fn generate(
     if request.raw && !request.parts.is_empty() {
         return Err(Error::invalid("raw", "true together with parts, whose words need the chat template"));
     }
+    // before the parts are sensed for nothing
+    let sampling = convert::sampling(request.sampling.unwrap_or_default());
+    ensemble::check_sampling(&sampling)?;
     let prompt = if request.parts.is_empty() {
         request.prompt
     } else {
@@ -32,7 +35,7 @@ pub async fn generate(
     let options = door.understanding.options();
     let model = if request.model.is_empty() { &options.generator } else { &request.model };
     let mut inference = Request::of_bytes(model, "prompt", prompt);
-    inference.parameters = convert::sampling(request.sampling.unwrap_or_default());
+    inference.parameters = sampling;
     if request.raw {
         inference.parameters.set("raw", Parameter::Bool(true));
     }

@@ -9,6 +9,7 @@ use sensorium_actors::jobs::Jobs as Handle;
 use sensorium_actors::jobs::record::{self, Item, Outcome, Snapshot, State, Work};
 use sensorium_actors::jobs::submit::Header;
 use sensorium_actors::request::{Context, Parameters};
+use sensorium_plane::operator::Act;
 use sensorium_plane::status::{from_error, from_transport};
 use sensorium_plane::trace_text;
 use sensorium_proto::v1::jobs_server::Jobs;
@@ -230,8 +231,9 @@ impl Jobs for JobsService {
 
     async fn replay_dead_task(&self, request: Request<ReplayDeadTaskRequest>) -> Answer<ReplayDeadTaskResponse> {
         require_admin(request.extensions())?;
+        let act = Act::begin(&request, "replay_dead_task", &request.get_ref().sequence.to_string());
         let told = async { self.jobs()?.replay(request.get_ref().sequence).await };
-        let letter = told.await.map_err(|error| from_error(&error))?;
+        let letter = act.end(told.await.map_err(|error| from_error(&error)))?;
         Ok(Response::new(ReplayDeadTaskResponse { job_id: letter.task.id }))
     }
 }

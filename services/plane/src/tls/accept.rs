@@ -24,7 +24,7 @@ use crate::deal::{Accepted, Seat};
 
 /// How long a handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(5);
-/// Handshakes at once; who comes then waits in the listener's backlog.
+/// Handshakes at once on each lane; who comes then has been accepted, and waits in the lane's inbox.
 const HANDSHAKES: usize = 1024;
 /// One failed handshake in this time is logged.
 const COMPLAIN: Duration = Duration::from_secs(1);

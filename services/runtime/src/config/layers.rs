@@ -7,7 +7,7 @@ use toml::de::{DeTable, DeValue};
 use toml::{Table, Value};
 
 use super::Error;
-use super::mistake::{Mistake, Origin, shown};
+use super::mistake::{Mistake, Origin, no_section, shown};
 
 /// See the module.
 #[derive(Default)]
@@ -16,8 +16,8 @@ pub(super) struct Layers {
     file: Option<PathBuf>,
     /// Lines of the file's keys, by the dotted key.
     lines: BTreeMap<String, usize>,
-    /// What was set over the file, in turn.
-    set: Vec<(String, Origin)>,
+    /// What was set over the file, in turn: the key, its value as it was given, and by whom.
+    set: Vec<(String, String, Origin)>,
     /// Values that could not even be put into the table.
     pub(super) mistakes: Vec<Mistake>,
 }
@@ -62,8 +62,12 @@ impl Layers {
             let entry = at.entry(part).or_insert_with(|| Value::Table(Table::new()));
             at = match entry {
                 Value::Table(table) => table,
+                // a variable like this is no key: what the file says of the key stands
                 other => {
-                    let message = format!("expected '{section}' to be a section, it is {}", shown(&section, other));
+                    let message = match origin {
+                        Origin::Variable(_) => no_section(&section),
+                        _ => format!("expected '{section}' to be a section, it is {}", shown(&section, other)),
+                    };
                     let value = shown(key, &parse(text));
                     self.mistakes.push(Mistake { origin, key: key.to_owned(), value, message });
                     return;
@@ -71,13 +75,13 @@ impl Layers {
             };
         }
         at.insert(last.to_owned(), parse(text));
-        self.set.push((key.to_owned(), origin));
+        self.set.push((key.to_owned(), text.to_owned(), origin));
     }
 
     /// Who has set a key, or one below it.
     pub(super) fn origin(&self, key: &str) -> Origin {
         let here = |set: &str| set == key || set.strip_prefix(key).is_some_and(|rest| rest.starts_with('.'));
-        if let Some((_, origin)) = self.set.iter().rev().find(|(set, _)| here(set)) {
+        if let Some((_, _, origin)) = self.set.iter().rev().find(|(set, ..)| here(set)) {
             return origin.clone();
         }
         let above = |key: &str| key.rsplit_once('.').map(|(above, _)| above.to_owned());
@@ -90,6 +94,20 @@ impl Layers {
             at = above(of);
         }
         Origin::Default
+    }
+
+    /// The text of a variable or flag that has set a key to something else than a string.
+    pub(super) fn as_text(&self, key: &str) -> Option<String> {
+        let (_, text, _) = self.set.iter().rev().find(|(set, ..)| set == key)?;
+        Some(text.trim().to_owned())
+    }
+
+    /// Whether a variable has set something below a key that has a value of its own, as serde's message says.
+    pub(super) fn is_below_a_value(&self, key: &str, message: &str) -> bool {
+        let below = |set: &String| set.strip_prefix(key).is_some_and(|rest| rest.starts_with('.'));
+        message.starts_with("invalid type: map, expected ")
+            && !message.contains("expected struct")
+            && self.set.iter().any(|(set, _, origin)| below(set) && matches!(origin, Origin::Variable(_)))
     }
 
     /// What a key was set to.

@@ -10,6 +10,9 @@ const SHOWN: usize = 80;
 /// How alike two keys must be for one to be taken for the other, from 0 to 1.
 const ALIKE: f64 = 0.6;
 
+/// How what is said of an unknown key begins.
+const NO_KEY: &str = "is no key";
+
 /// Where a value was set. In the order in which mistakes are listed.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Origin {
@@ -46,6 +49,13 @@ pub struct Mistake {
     pub value: String,
     /// What was expected.
     pub message: String,
+}
+
+impl Mistake {
+    /// Whether the key is none, rather than its value wrong.
+    pub(super) fn is_no_key(&self) -> bool {
+        self.message.starts_with(NO_KEY)
+    }
 }
 
 impl fmt::Display for Mistake {
@@ -135,6 +145,11 @@ pub(super) fn expected(message: &str) -> String {
     }
 }
 
+/// Whether serde expected text, or would have taken it.
+pub(super) fn wants_text(message: &str) -> bool {
+    message.rsplit_once("expected ").is_some_and(|(_, expected)| expected.contains("string"))
+}
+
 /// The unknown key and the keys that are known in its place, if that is what serde says.
 pub(super) fn unknown(message: &str) -> Option<(String, Vec<String>)> {
     let rest = message.strip_prefix("unknown field `")?;
@@ -151,13 +166,18 @@ pub(super) fn instead(section: &str, field: &str, siblings: &[String], all: &[St
     if let Some((likeness, nearest)) = nearest
         && likeness >= ALIKE
     {
-        return format!("is no key, did you mean {nearest}?");
+        return format!("{NO_KEY}, did you mean {nearest}?");
     }
     let namesake = all.iter().find(|key| key.rsplit('.').next() == Some(field));
     match namesake {
-        Some(namesake) => format!("is no key, did you mean {namesake}?"),
-        None => format!("is no key, expected one of {}", siblings.join(", ")),
+        Some(namesake) => format!("{NO_KEY}, did you mean {namesake}?"),
+        None => format!("{NO_KEY}, expected one of {}", siblings.join(", ")),
     }
+}
+
+/// What is said of a key below one that has a value of its own.
+pub(super) fn no_section(key: &str) -> String {
+    format!("{NO_KEY}, {key} is no section")
 }
 
 /// All keys of a table, dotted.

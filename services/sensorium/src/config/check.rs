@@ -194,6 +194,9 @@ impl Config {
             [("text_image", pairs.text_image), ("text_audio", pairs.text_audio), ("image_audio", pairs.image_audio)]
         {
             let key = |name: &str| format!("understand.thresholds.{key}.{name}");
+            for (name, cosine) in [("agree", pair.agree), ("conflict", pair.conflict)] {
+                found.when(!cosine.is_finite(), &key(name), "expected a finite number");
+            }
             if pair.conflict > pair.agree {
                 let expected = format!("expected no more than {}", key("agree"));
                 found.add(Objection::new(&key("conflict"), expected).beside(&key("agree")));
@@ -282,6 +285,9 @@ mod tests {
             [understand.thresholds.text_image]
             agree = 0.1
             conflict = 0.2
+            [understand.thresholds.text_audio]
+            agree = nan
+            conflict = -inf
         "#;
         let found = check(text);
         let keys: Vec<&str> = found.iter().map(|(key, _)| key.as_str()).collect();
@@ -306,11 +312,13 @@ mod tests {
             "jobs.credentials",
             "understand.branch_budget",
             "understand.thresholds.text_image.conflict",
+            "understand.thresholds.text_audio.agree",
+            "understand.thresholds.text_audio.conflict",
         ] {
             assert!(keys.contains(&key), "{key} in {found:?}");
         }
         let certificate: Vec<_> = found.iter().filter(|(key, _)| key == "register.certificate").collect();
         assert_eq!(certificate.len(), 2, "without its key and without an authority: {found:?}");
-        assert_eq!(found.len(), 22, "{found:?}");
+        assert_eq!(found.len(), 24, "{found:?}");
     }
 }

@@ -58,7 +58,7 @@ struct Segment {
 #[derive(Serialize)]
 struct Guard {
     model: Option<Model>,
-    score: f32,
+    score: Option<f32>,
     threshold: f32,
     triggered: bool,
     blocked: bool,

@@ -128,7 +128,8 @@ fn branch(out: &mut String, branch: &Branch) -> std::fmt::Result {
 }
 
 fn guard(out: &mut String, guard: &Guard) -> std::fmt::Result {
-    let score = format!("{:.2} (acts from {:.2})", guard.score, guard.threshold);
+    let score = guard.score.map_or_else(|| "no score".to_owned(), |score| format!("{score:.2}"));
+    let score = format!("{score} (acts from {:.2})", guard.threshold);
     let name = name(guard.model.as_ref());
     match (guard.triggered, guard.blocked) {
         (_, true) => writeln!(out, "  {} {score}", paint(format!("{name} contained it:"), Style::new().red().bold())),
