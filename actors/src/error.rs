@@ -13,8 +13,8 @@ pub enum Error {
         /// The value, and what was expected.
         message: String,
     },
-    /// No such model or version.
-    #[error("unknown {what}; {known}")]
+    /// No such model or version. Triton's clients look for the first words.
+    #[error("Request for unknown {what}; {known}")]
     NotFound {
         /// What was asked for, such as `model 'minlim'`.
         what: String,

@@ -181,7 +181,7 @@ impl Worker {
                 Error::NotFound { what: format!("model '{model}'"), known: format!("loaded are {}", names.join(", ")) }
             } else {
                 Error::NotFound {
-                    what: format!("version {} of model '{model}'", version.unwrap_or_default()),
+                    what: format!("model '{model}' version {}", version.unwrap_or_default()),
                     known: format!("loaded are {}", numbers.join(", ")),
                 }
             }
@@ -207,7 +207,8 @@ impl Worker {
     pub async fn load(&self, model: &str, overriding: Option<Manifest>) -> Result<()> {
         let _one_at_a_time = self.changing.lock().await;
         let entry = self.repository.get(model)?;
-        let numbers = entry.served();
+        let own = |manifest: &Manifest| entry.served_by(&manifest.version_policy);
+        let numbers = overriding.as_ref().map_or_else(|| entry.served(), own);
         let manifest = match (overriding, entry.manifest) {
             (Some(manifest), _) | (None, Ok(manifest)) => Arc::new(manifest),
             (None, Err(error)) => return Err(Error::invalid("model_name", error)),

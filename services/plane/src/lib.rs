@@ -16,6 +16,7 @@ mod fleet;
 mod line;
 mod local;
 mod member;
+mod overriding;
 mod remote;
 mod service;
 mod statistics;
