@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod rows;
+mod shared_memory;
 
 use sensorium_tests::{Repository, Server, ServerOptions};
 
