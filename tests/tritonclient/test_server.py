@@ -94,7 +94,7 @@ def test_log_settings(client):
     client.update_log_settings({"log_verbose_level": 0})
 
 
-@pytest.mark.parametrize("bad", [{"log_file": "/tmp/log"}, {"log_mood": True}, {"log_error": 3}])
+@pytest.mark.parametrize("bad", [{"log_file": "/tmp/log"}, {"log_mood": True}, {"log_format": "ISO8601"}])
 def test_log_settings_change_together_or_not_at_all(client, bad):
     before = client.get_log_settings(as_json=True)
     good = {"log_info": False, "log_warning": False, "log_verbose_level": 2}

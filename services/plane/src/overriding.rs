@@ -15,6 +15,7 @@ use sensorium_proto::inference::model_version_policy::PolicyChoice;
 use sensorium_proto::inference::{
     self as wire, ModelConfig, ModelDynamicBatching, ModelInstanceGroup, ModelVersionPolicy, RepositoryModelLoadRequest,
 };
+use serde_path_to_error::{Deserializer, Track};
 
 const FIELD: &str = "parameters.config";
 /// Keys that a configuration in JSON may have: those that can be set, and those that say what the model is anyway.
@@ -73,7 +74,9 @@ fn from_json(text: &str, mut manifest: Manifest) -> Result<Manifest, String> {
     let has = |keys: [&str; 2]| keys.iter().any(|key| value.get(key).is_some());
     let has_batch_size = has(["max_batch_size", "maxBatchSize"]);
     let descriptor = descriptor().ok_or("the descriptor of inference.ModelConfig cannot be read")?;
-    let message = DynamicMessage::deserialize(descriptor, value).map_err(|error| error.to_string())?;
+    let mut track = Track::new();
+    let read = DynamicMessage::deserialize(descriptor, Deserializer::new(value, &mut track));
+    let message = read.map_err(|error| format!("{}: {error}", track.path()))?;
     if let Some((field, _)) = message.fields().find(|(field, _)| !KEYS.contains(&field.name())) {
         return Err(format!("{} cannot be set here, expected some of {}", field.name(), KEYS.join(", ")));
     }
@@ -280,7 +283,8 @@ mod tests {
             ("{} {}", "not JSON"),
             (r#"{"max_batch_size": 0}"#, "max_batch_size = 0"),
             (r#"{"max_batch_size": "-1"}"#, "max_batch_size = -1"),
-            (r#"{"max_batch_size": "many"}"#, "many"),
+            (r#"{"max_batch_size": "many"}"#, "max_batch_size: "),
+            (r#"{"input": [{"name": "INPUT0", "dims": ["wide"]}]}"#, "input[0].dims[0]: "),
             (r#"{"max_batch": 4}"#, "max_batch"),
             (r#"{"parameters": {"EXECUTION_ENV": {"string_value": "x"}}}"#, "parameters"),
             (r#"{"optimization": {"priority": "PRIORITY_MAX"}}"#, "optimization"),
