@@ -93,7 +93,7 @@ def test_what_answers_once_answers_in_order(client, stream):
 
 
 def test_pieces_overtake_what_answers_once(client, stream):
-    client.async_stream_infer("chaos", order(20_000), request_id="slow")
+    client.async_stream_infer("chaos", order(120_000), request_id="slow")
     prompt = bytes_input("prompt", "1, 2, 3, 4, 5,")
     client.async_stream_infer(MODEL, [prompt], request_id="pieces", parameters={**COUNTING, "max_tokens": 4})
     pieces = pieces_of(stream)

@@ -224,7 +224,9 @@ fn replicas(group: &ModelInstanceGroup, manifest: &mut Manifest) -> Result<(), S
         (Kind::Gpu, [gpu]) => manifest.replicas.device = format!("cuda:{gpu}"),
         (kind, gpus) => {
             let kind = kind.as_str_name();
-            return Err(format!("instance_group has kind {kind} and gpus {gpus:?}, expected KIND_AUTO, KIND_CPU, or KIND_GPU and one GPU"));
+            return Err(format!(
+                "instance_group has kind {kind} and gpus {gpus:?}, expected KIND_AUTO, KIND_CPU, or KIND_GPU and one GPU"
+            ));
         }
     }
     Ok(())

@@ -53,9 +53,8 @@ pub fn bytes_to_copy(message: &ModelInferRequest) -> usize {
 
 /// Bytes of all windows that a request reads: one that many inputs name counts as often.
 fn shared_bytes(message: &ModelInferRequest) -> u64 {
-    let of = |input: &InferInputTensor| {
-        Window::of(&input.parameters, "").ok().flatten().map_or(0, |window| window.size())
-    };
+    let of =
+        |input: &InferInputTensor| Window::of(&input.parameters, "").ok().flatten().map_or(0, |window| window.size());
     message.inputs.iter().map(of).fold(0, u64::saturating_add)
 }
 

@@ -18,8 +18,8 @@ use tracing::Instrument;
 
 use super::codec::{self, Incoming};
 use super::metadata;
-use super::settings::Settings;
 use super::order::Turns;
+use super::settings::Settings;
 use super::shared_memory::{Regions, SharedMemory};
 use crate::auth::{identity, require_admin};
 use crate::context::{context, context_since};

@@ -217,9 +217,8 @@ impl Regions {
 
     fn locate(&self, window: &Window, size: u64) -> Result<(Arc<Region>, u64)> {
         let found = self.tenants.read().get(&self.tenant).and_then(|own| own.get(&window.region)).cloned();
-        let region = found.ok_or_else(|| {
-            Error::invalid("shared_memory_region", format!("'{}' is not registered", window.region))
-        })?;
+        let region = found
+            .ok_or_else(|| Error::invalid("shared_memory_region", format!("'{}' is not registered", window.region)))?;
         let end = window.offset.checked_add(size.max(window.size));
         if end.is_none_or(|end| end > region.size) {
             let message = format!(

@@ -72,7 +72,9 @@ impl Object {
         match std::fs::symlink_metadata(&self.path) {
             Ok(now) if Identity::of(&now) == self.identity => Ok(now.len()),
             Ok(_) => Err("its object was removed and made again, register the new one".to_owned()),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err("its object was removed, register a new one".to_owned()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                Err("its object was removed, register a new one".to_owned())
+            }
             Err(error) => Err(error.to_string()),
         }
     }
