@@ -22,8 +22,8 @@ pub enum Error {
         /// The value, and what was expected.
         message: String,
     },
-    /// No such model or version.
-    #[error("unknown {}; {}", shown(what, SUBJECT), shown(known, BESIDE))]
+    /// No such model or version. Triton's clients look for the first words.
+    #[error("Request for unknown {}; {}", shown(what, SUBJECT), shown(known, BESIDE))]
     NotFound {
         /// What was asked for, such as `model 'minlim'`.
         what: String,

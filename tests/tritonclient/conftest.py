@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torchscript
 import tritonclient.grpc as triton
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,6 +24,7 @@ class Server:
 
     grpc: str
     http: str
+    repository: Path
 
 
 def _there(variable: str, default: Path) -> Path:
@@ -47,7 +49,7 @@ def _ready(address: str) -> bool:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory):
-    """The server with the default pack and `chaos`, a model that does what its input says."""
+    """The server with the default pack, `chaos`, a model that does what its input says, and TorchScript models."""
     binary = _there("SENSORIUM_BINARY", ROOT / "target/release/sensorium")
     pack = _there("SENSORIUM_REPOSITORY", CACHE / "models")
     repository = tmp_path_factory.mktemp("repository")
@@ -55,6 +57,9 @@ def server(tmp_path_factory: pytest.TempPathFactory):
         (repository / model.name).symlink_to(model)
     (repository / "chaos/1").mkdir(parents=True)
     (repository / "chaos/model.toml").write_text((Path(__file__).parent / "chaos.toml").read_text())
+    torchscript.simple(repository)
+    for datatype in torchscript.DATATYPES:
+        torchscript.same(repository, datatype)
     address, side = _free_address(), _free_address()
     ours = ("SENSORIUM_", "OTEL_", "RUST_LOG")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
@@ -68,7 +73,7 @@ def server(tmp_path_factory: pytest.TempPathFactory):
             assert process.poll() is None, f"the server ended:\n{log.read_text()}"
             assert time.monotonic() < until, f"the server is not ready:\n{log.read_text()}"
             time.sleep(0.05)
-        yield Server(address, side)
+        yield Server(address, side, repository)
     finally:
         process.terminate()
         try:

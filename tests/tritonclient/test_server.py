@@ -13,10 +13,27 @@ def test_live_and_ready(client):
     assert client.is_model_ready("minilm", "1")
 
 
+def test_unknown_models_are_not_ready(client):
+    assert not client.is_model_ready("minilim")
+    assert not client.is_model_ready("minilm", "7")
+    with pytest.raises(InferenceServerException) as refusal:
+        client.is_model_ready("minilm", "seven")
+    assert "INVALID_ARGUMENT" in refusal.value.status()
+
+
 def test_an_unknown_model_is_not_found(client):
-    with pytest.raises(InferenceServerException, match="minilm") as refusal:
-        client.get_model_metadata("minilim")
-    assert "NOT_FOUND" in refusal.value.status()
+    asked = (
+        lambda: client.get_model_metadata("minilim"),
+        lambda: client.get_model_config("minilim"),
+        lambda: client.get_model_metadata("minilm", "7"),
+        lambda: client.get_inference_statistics("minilim"),
+        lambda: client.infer("minilim", [bytes_input("text", "hello")]),
+        lambda: client.unload_model("minilim"),
+    )
+    for call in asked:
+        with pytest.raises(InferenceServerException, match="Request for unknown model 'mini.*loaded are") as refusal:
+            call()
+        assert "NOT_FOUND" in refusal.value.status()
 
 
 def test_server_metadata(client):
@@ -57,6 +74,7 @@ def test_models_go_and_come(client):
     assert state() == "READY"
     client.unload_model("open-nsfw")
     assert state() == "UNAVAILABLE"
+    assert not client.is_model_ready("open-nsfw")
     with pytest.raises(InferenceServerException):
         client.infer("open-nsfw", [bytes_input("image", b"")])
     client.load_model("open-nsfw")
@@ -65,7 +83,7 @@ def test_models_go_and_come(client):
 
 def test_an_unknown_model_cannot_be_loaded(client):
     for name in ("nobody", "../minilm"):
-        with pytest.raises(InferenceServerException, match="minilm"):
+        with pytest.raises(InferenceServerException, match="failed to load.*minilm"):
             client.load_model(name)
 
 
@@ -74,6 +92,17 @@ def test_log_settings(client):
     told = client.update_log_settings({"log_verbose_level": 1}, as_json=True)
     assert told["settings"]["log_verbose_level"]["uint32_param"] == 1
     client.update_log_settings({"log_verbose_level": 0})
+
+
+@pytest.mark.parametrize("bad", [{"log_file": "/tmp/log"}, {"log_mood": True}, {"log_format": "ISO8601"}])
+def test_log_settings_change_together_or_not_at_all(client, bad):
+    before = client.get_log_settings(as_json=True)
+    good = {"log_info": False, "log_warning": False, "log_verbose_level": 2}
+    # protocol buffers order a map's entries as they like
+    for settings in ({**good, **bad}, {**bad, **good}):
+        with pytest.raises(InferenceServerException):
+            client.update_log_settings(settings)
+        assert client.get_log_settings(as_json=True) == before
 
 
 def test_trace_settings(client):

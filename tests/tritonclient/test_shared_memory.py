@@ -1,12 +1,14 @@
 """Tensors through POSIX shared memory."""
 
+import os
+from pathlib import Path
 from uuid import uuid4
 
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
 import tritonclient.utils.shared_memory as shared_memory
-from tensors import rows
+from tensors import fp32_input, rows
 from tritonclient.utils import InferenceServerException
 
 SIZE = 2 * 16 * 4
@@ -82,11 +84,36 @@ def test_a_region_that_is_gone(client, region):
 
 
 def test_cuda_needs_a_gpu(client):
-    for call in (
-        lambda: client.get_cuda_shared_memory_status(),
-        lambda: client.register_cuda_shared_memory("r", b"", 0, 64),
-        lambda: client.unregister_cuda_shared_memory("r"),
-    ):
-        with pytest.raises(InferenceServerException) as refusal:
-            call()
-        assert "UNIMPLEMENTED" in refusal.value.status()
+    with pytest.raises(InferenceServerException) as refusal:
+        client.register_cuda_shared_memory("r", b"", 0, 64)
+    assert "UNIMPLEMENTED" in refusal.value.status()
+    # there is none, which is no error: the examples begin by forgetting all
+    assert not client.get_cuda_shared_memory_status().regions
+    client.unregister_cuda_shared_memory()
+    client.unregister_cuda_shared_memory("r")
+
+
+def test_a_region_made_again_is_never_stale(client, region):
+    name, handle = region
+    shared_memory.set_shared_memory_region(handle, [rows(2)])
+    client.infer("identity", [shared_input(name)])
+    # as after a client's restart: the object is gone, and another one comes under its key
+    os.unlink(f"/dev/shm/{name}")
+    with pytest.raises(InferenceServerException, match=f"{name}.*removed"):
+        client.infer("identity", [shared_input(name)])
+    again = (rows(2) + 7).tobytes()
+    Path(f"/dev/shm/{name}").write_bytes(again + bytes(SIZE))
+    with pytest.raises(InferenceServerException, match=f"{name}.*made again"):
+        client.infer("identity", [shared_input(name)])
+    output = triton.InferRequestedOutput("OUTPUT0")
+    output.set_shared_memory(name, SIZE, offset=SIZE)
+    with pytest.raises(InferenceServerException, match=f"{name}.*made again"):
+        client.infer("identity", [fp32_input(rows(2))], outputs=[output])
+    # under its name, without unregistering it first
+    client.register_system_shared_memory(name, name, 2 * SIZE)
+    answer = client.infer("identity", [shared_input(name)])
+    np.testing.assert_array_equal(answer.as_numpy("OUTPUT0"), rows(2) + 7)
+    # cut short, it is refused rather than read past its end
+    os.truncate(f"/dev/shm/{name}", SIZE)
+    with pytest.raises(InferenceServerException, match=f"{name}.*{SIZE} bytes left"):
+        client.infer("identity", [shared_input(name)])

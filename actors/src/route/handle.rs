@@ -80,7 +80,7 @@ impl Route {
         table.held(version).map(read).ok_or_else(|| {
             let known: Vec<String> = table.versions().map(|version| version.to_string()).collect();
             Error::NotFound {
-                what: format!("version {version} of model '{}'", self.model),
+                what: format!("model '{}' version {version}", self.model),
                 known: format!("loaded are {}", crate::error::names(&known)),
             }
         })

@@ -259,6 +259,12 @@ impl Router {
         self.route(model)?.must_accept(version, inputs)
     }
 
+    /// Whether a stream may have any number of answers to one request for this version; not so if nobody holds it.
+    pub fn is_decoupled(&self, model: &str, version: Option<u64>) -> bool {
+        let of = |route: Arc<Route>| route.resolve(version, |held| held.policy.decoupled);
+        self.route(model).and_then(of).unwrap_or(false)
+    }
+
     /// How long a request of this size can be expected to take, from what calls have told of late; nothing if they have
     /// told nothing.
     pub fn expected(&self, model: &str, size: f64) -> Option<std::time::Duration> {

@@ -100,7 +100,8 @@ impl Worker {
     async fn replace(&self, model: &str, overriding: Option<Manifest>) -> Result<()> {
         let entry = self.repository.get(model)?;
         let overridden = overriding.is_some();
-        let numbers = entry.served();
+        let own = |manifest: &Manifest| entry.served_by(&manifest.version_policy);
+        let numbers = overriding.as_ref().map_or_else(|| entry.served(), own);
         let manifest = match (overriding, entry.manifest) {
             (Some(manifest), _) | (None, Ok(manifest)) => Arc::new(manifest),
             (None, Err(error)) => return Err(Error::invalid("model_name", error)),

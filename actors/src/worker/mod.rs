@@ -218,7 +218,7 @@ impl Worker {
                 }
             } else {
                 Error::NotFound {
-                    what: format!("version {} of model '{model}'", version.unwrap_or_default()),
+                    what: format!("model '{model}' version {}", version.unwrap_or_default()),
                     known: format!("loaded are {}", crate::error::names(&numbers)),
                 }
             }

@@ -101,6 +101,7 @@ fn held(served: &Served) -> Held {
             fallback: routing.fallback.clone(),
             budget_ms: routing.budget_ms,
             cached: manifest.cache,
+            decoupled: manifest.pipeline == Pipeline::TextGeneration,
         },
         accepts: Some(shapes::accepts(manifest)),
     }

@@ -25,13 +25,17 @@ pub struct Entry {
 impl Entry {
     /// The versions that the manifest's policy serves, ascending.
     pub fn served(&self) -> Vec<u64> {
-        match self.manifest.as_ref().map(|manifest| &manifest.version_policy) {
-            Ok(VersionPolicy::Latest) => self.versions.last().copied().into_iter().collect(),
-            Ok(VersionPolicy::All) => self.versions.clone(),
-            Ok(VersionPolicy::Specific(wanted)) => {
+        self.manifest.as_ref().map_or_else(|_| Vec::new(), |manifest| self.served_by(&manifest.version_policy))
+    }
+
+    /// The versions that a policy serves, ascending.
+    pub fn served_by(&self, policy: &VersionPolicy) -> Vec<u64> {
+        match policy {
+            VersionPolicy::Latest => self.versions.last().copied().into_iter().collect(),
+            VersionPolicy::All => self.versions.clone(),
+            VersionPolicy::Specific(wanted) => {
                 self.versions.iter().copied().filter(|version| wanted.contains(version)).collect()
             }
-            Err(_) => Vec::new(),
         }
     }
 }

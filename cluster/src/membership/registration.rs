@@ -114,6 +114,8 @@ pub struct Policy {
     pub budget_ms: u64,
     /// Equal inputs may be answered from the cache.
     pub cached: bool,
+    /// A stream may have any number of answers to one request.
+    pub decoupled: bool,
 }
 
 impl Default for Policy {
@@ -125,6 +127,7 @@ impl Default for Policy {
             fallback: String::new(),
             budget_ms: 0,
             cached: false,
+            decoupled: false,
         }
     }
 }

@@ -64,6 +64,11 @@ pub struct Limits {
     pub stream_requests: usize,
     /// Parts of one Embed request at most.
     pub max_parts: usize,
+    /// Regions of system shared memory that one tenant may have registered at a time. Default: 256.
+    pub max_shared_memory_regions: usize,
+    /// Bytes of all of them together. What one request reads or writes in them is bounded by `max_message_bytes`.
+    /// Default: 4 GiB.
+    pub max_shared_memory_bytes: u64,
     /// Seconds of silence after which a connection is asked whether it is alive.
     pub keep_alive_seconds: u64,
     /// Seconds after which a connection that does not answer is closed.
@@ -112,6 +117,8 @@ impl Default for Limits {
             max_streams: 1024,
             stream_requests: 32,
             max_parts: 64,
+            max_shared_memory_regions: 256,
+            max_shared_memory_bytes: 4 << 30,
             keep_alive_seconds: 30,
             keep_alive_timeout_seconds: 10,
             silence_seconds: 10,

@@ -155,7 +155,7 @@ impl Fleet {
         let versions = self.versions(model);
         if let (Some(version), false) = (version, versions.is_empty()) {
             let known: Vec<String> = versions.iter().map(u64::to_string).collect();
-            let what = format!("version {version} of model '{model}'");
+            let what = format!("model '{model}' version {version}");
             return Error::NotFound { what, known: format!("loaded are {}", sensorium_actors::error::names(&known)) };
         }
         let mut names: Vec<String> = self

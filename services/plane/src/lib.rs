@@ -18,6 +18,7 @@ mod line;
 mod local;
 mod member;
 pub mod operator;
+mod overriding;
 mod remote;
 mod service;
 mod statistics;

@@ -14,12 +14,12 @@ use sensorium_actors::worker::Worker;
 use sensorium_actors::worker::registrar::Registrar;
 use sensorium_actors::worker::served::Served;
 use sensorium_proto::admin::{Actor, GetModelCardResponse};
-use sensorium_proto::inference::model_repository_parameter::ParameterChoice;
 use sensorium_proto::inference::repository_index_response::ModelIndex;
 use sensorium_proto::inference::{ModelStatistics, RepositoryModelLoadRequest};
 use tokio::sync::watch;
 
 use crate::member::{Description, Member};
+use crate::overriding::overriding;
 use crate::statistics;
 
 /// A worker and its place in the register.
@@ -107,7 +107,11 @@ impl Member for LocalMember {
 
     fn load(&self, request: RepositoryModelLoadRequest) -> BoxFuture<'_, Result<()>> {
         async move {
-            let overriding = overriding(&request)?;
+            let base = || {
+                let entry = self.worker.repository().get(&request.model_name)?;
+                entry.manifest.map_err(|error| Error::invalid("model_name", error))
+            };
+            let overriding = overriding(&request, base)?;
             self.load_model(&request.model_name, overriding).await
         }
         .boxed()
@@ -231,22 +235,4 @@ pub(crate) fn best(indices: Vec<Vec<ModelIndex>>) -> Vec<ModelIndex> {
         }
     }
     merged.into_values().collect()
-}
-
-/// The `config` parameter of a load: a whole model.toml that takes the place of the repository's.
-fn overriding(request: &RepositoryModelLoadRequest) -> Result<Option<Manifest>> {
-    if let Some(file) = request.parameters.keys().find(|name| name.starts_with("file:")) {
-        return Err(Error::Unimplemented(format!("parameter '{file}': a model's files are taken from the repository")));
-    }
-    let Some(parameter) = request.parameters.get("config") else { return Ok(None) };
-    let Some(ParameterChoice::StringParam(text)) = &parameter.parameter_choice else {
-        return Err(Error::invalid("parameters.config", "expected the text of a model.toml"));
-    };
-    let manifest = Manifest::parse(text, std::path::Path::new("parameters.config"))
-        .map_err(|error| Error::invalid("parameters.config", error))?;
-    if manifest.name != request.model_name {
-        let message = format!("name = '{}', expected '{}'", manifest.name, request.model_name);
-        return Err(Error::invalid("parameters.config", message));
-    }
-    Ok(Some(manifest))
 }

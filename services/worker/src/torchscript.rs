@@ -32,9 +32,9 @@ impl TorchScript {
         for (key, spec) in
             manifest.inputs.iter().map(|s| ("inputs", s)).chain(manifest.outputs.iter().map(|s| ("outputs", s)))
         {
-            if convert::kind(spec.datatype).is_none() {
+            if !convert::exists(spec.datatype) {
                 return Err(Error::Load(format!(
-                    "{key}: '{}' is {}, which TorchScript does not take",
+                    "{key}: '{}' is {}, and libtorch has no tensors of it; expected any other datatype",
                     spec.name, spec.datatype
                 )));
             }
@@ -82,6 +82,14 @@ impl Network for TorchScript {
                 return Err(Error::Output(format!(
                     "forward returned '{}' with shape {shape:?}, but model.toml declares {:?}",
                     spec.name, spec.shape
+                )));
+            }
+            if let Ok(kind) = tensor.f_kind()
+                && !convert::travels(kind)
+            {
+                return Err(Error::Load(format!(
+                    "forward returned '{}' as {kind:?}, which {} cannot hold",
+                    spec.name, spec.datatype
                 )));
             }
         }

@@ -10,6 +10,7 @@ use super::client;
 /// NOT_FOUND, with each of `words` in what is said.
 fn unknown(refusal: &Refusal, words: &[&str]) {
     assert_eq!(refusal.code, Code::NotFound, "{refusal:?}");
+    assert!(refusal.message.starts_with("Request for unknown model"), "{refusal:?}");
     for word in words {
         assert!(refusal.message.contains(word), "'{word}' in {refusal:?}");
     }
@@ -29,8 +30,13 @@ async fn unknown_models_and_versions_are_told_what_there_is() {
 
     let (name, version) = ("nobody".to_owned(), String::new());
     let mut inference = client.inference.clone();
-    let ready = inference.model_ready(ModelReadyRequest { name: name.clone(), version: version.clone() }).await;
-    unknown(&Refusal::of(ready), &["nobody", "identity"]);
+    // not ready is no error
+    for (name, version) in [("nobody", ""), ("nobody", "1"), ("identity", "7")] {
+        let request = ModelReadyRequest { name: name.to_owned(), version: version.to_owned() };
+        assert!(!inference.model_ready(request).await.unwrap().into_inner().ready, "{name} {version}");
+    }
+    let request = ModelReadyRequest { name: "identity".to_owned(), version: "one".to_owned() };
+    Refusal::of(inference.model_ready(request).await).blames("version", &["one"]);
     let told = inference.model_metadata(ModelMetadataRequest { name: name.clone(), version: version.clone() }).await;
     unknown(&Refusal::of(told), &["nobody", "identity"]);
     let told = inference.model_config(ModelConfigRequest { name: name.clone(), version: version.clone() }).await;

@@ -75,6 +75,16 @@ async fn a_load_may_bring_its_own_manifest() {
     Refusal::of(client.infer(two.clone()).await).blames("INPUT0.shape", &["2 rows"]);
     Refusal::of(load(&other).await).blames("parameters.config", &["other", "chaos"]);
     Refusal::of(load("name = 3").await).blames("parameters.config", &["name"]);
+    // as Triton's clients write it, which leaves out what stays as it is
+    load(r#"{"dynamic_batching": {"default_queue_policy": {"max_queue_size": 1}}}"#).await.unwrap();
+    Refusal::of(client.infer(two.clone()).await).blames("INPUT0.shape", &["2 rows"]);
+    load(r#"{"max_batch_size": "16"}"#).await.unwrap();
+    client.infer(two.clone()).await.unwrap();
+    for (text, word) in [(r#"{"max_batch_size": 0}"#, "max_batch_size"), (r#"{"optimization": {}}"#, "optimization")] {
+        let refusal = Refusal::of(load(text).await);
+        assert!(refusal.message.starts_with("failed to load"), "{refusal:?}");
+        refusal.blames("parameters.config", &[word]);
+    }
     client.load("chaos").await.unwrap();
     client.infer(two).await.unwrap();
 }

@@ -33,6 +33,19 @@ async fn the_log_level_changes_while_running() {
     for (name, value) in [("log_file", Given::StringParam("/tmp/x".to_owned())), ("log_mood", Given::BoolParam(true))] {
         Refusal::of(log(&client, &[(name, value)]).await).blames(&format!("settings.{name}"), &[]);
     }
+    // all of them or none: a map has no order, so enough of them that some come before the bad one
+    let before = log(&client, &[]).await.unwrap();
+    for _ in 0..8 {
+        let good = [
+            ("log_info", Given::BoolParam(false)),
+            ("log_warning", Given::BoolParam(false)),
+            ("log_error", Given::BoolParam(false)),
+            ("log_verbose_level", Given::Uint32Param(2)),
+        ];
+        let bad = ("log_mood", Given::BoolParam(true));
+        Refusal::of(log(&client, &[good.as_slice(), &[bad]].concat()).await).blames("settings.log_mood", &[]);
+        assert_eq!(log(&client, &[]).await.unwrap(), before);
+    }
 }
 
 #[tokio::test]
@@ -46,13 +59,20 @@ async fn trace_settings_are_read() {
 #[tokio::test]
 async fn cuda_shared_memory_is_not_here() {
     let mut inference = client().await.inference;
+    let one = || CudaSharedMemoryStatusRequest { name: "r".to_owned() };
     let answers = [
-        inference.cuda_shared_memory_status(CudaSharedMemoryStatusRequest::default()).await.map(drop),
+        inference.cuda_shared_memory_status(one()).await.map(drop),
         inference.cuda_shared_memory_register(CudaSharedMemoryRegisterRequest::default()).await.map(drop),
-        inference.cuda_shared_memory_unregister(CudaSharedMemoryUnregisterRequest::default()).await.map(drop),
     ];
     for answer in answers {
         assert_eq!(Refusal::of(answer).code, Code::Unimplemented);
+    }
+    // that there is no region is no error
+    let all = inference.cuda_shared_memory_status(CudaSharedMemoryStatusRequest::default()).await.unwrap();
+    assert!(all.into_inner().regions.is_empty());
+    for name in ["", "r"] {
+        let request = CudaSharedMemoryUnregisterRequest { name: name.to_owned() };
+        inference.cuda_shared_memory_unregister(request).await.unwrap();
     }
 }
 

@@ -48,11 +48,28 @@ async fn many_requests_of_one_stream_are_all_answered() {
     assert!(seen.into_iter().all(|seen| seen));
 }
 
+/// What answers once answers in the order of the requests, as Triton's clients count on; the work is done side by side.
 #[tokio::test]
-async fn a_slow_request_does_not_hold_up_the_stream() {
+async fn answers_come_in_the_order_of_the_requests() {
     let client = client().await;
-    let asks = vec![chaos("chaos", -1000.0, 0.0).id("slow"), chaos("identity", 0.0, 0.0).id("quick")];
+    let mut asks = Vec::new();
+    let mut ids = Vec::new();
+    for n in 0..40u16 {
+        let id = n.to_string();
+        asks.push(match n % 5 {
+            0 => chaos("chaos", -f32::from(200 - 4 * n), 0.0).id(&id),
+            1 => chaos("nobody", 0.0, 0.0).id(&id),
+            2 => Ask::of("identity").fp32("INPUT0", &[1, 2], &[0.0; 2]).id(&id),
+            _ => chaos("identity", 0.0, 0.0).id(&id),
+        });
+        ids.push(id);
+    }
     let answers = client.stream_all(asks).await.unwrap();
-    let ids: Vec<String> = answers.into_iter().map(|answer| answer.infer_response.unwrap().id).collect();
-    assert_eq!(ids, ["quick", "slow"]);
+    for answer in &answers {
+        let id = &answer.infer_response.as_ref().unwrap().id;
+        let fails = matches!(id.parse::<u16>().unwrap() % 5, 1 | 2);
+        assert_eq!(fails, answer.error_message.contains(&format!("[request id: {id}]")), "{answer:?}");
+    }
+    let came: Vec<String> = answers.into_iter().map(|answer| answer.infer_response.unwrap().id).collect();
+    assert_eq!(came, ids);
 }

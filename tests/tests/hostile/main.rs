@@ -15,6 +15,7 @@ mod replicas;
 mod rows;
 mod unscraped;
 mod weights;
+mod shared_memory;
 
 use std::collections::BTreeMap;
 

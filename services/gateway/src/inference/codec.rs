@@ -47,12 +47,16 @@ pub struct Incoming {
 
 /// Bytes that reading a request will copy, or a few more: raw contents stay where they are.
 pub fn bytes_to_copy(message: &ModelInferRequest) -> usize {
-    let of = |input: &InferInputTensor| {
-        let typed = input.contents.as_ref().map_or(0, Message::encoded_len);
-        let shared = Window::of(&input.parameters, "").ok().flatten().map_or(0, |window| window.size());
-        typed.saturating_add(usize::try_from(shared).unwrap_or(usize::MAX))
-    };
-    message.inputs.iter().map(of).fold(0, usize::saturating_add)
+    let typed = |input: &InferInputTensor| input.contents.as_ref().map_or(0, Message::encoded_len);
+    let typed = message.inputs.iter().map(typed).fold(0, usize::saturating_add);
+    typed.saturating_add(usize::try_from(shared_bytes(message)).unwrap_or(usize::MAX))
+}
+
+/// Bytes of all windows that a request reads: one that many inputs name counts as often.
+fn shared_bytes(message: &ModelInferRequest) -> u64 {
+    let of =
+        |input: &InferInputTensor| Window::of(&input.parameters, "").ok().flatten().map_or(0, |window| window.size());
+    message.inputs.iter().map(of).fold(0, u64::saturating_add)
 }
 
 /// The inputs as the message says they are, before their values are looked at.
@@ -67,6 +71,7 @@ pub fn claimed(message: &ModelInferRequest) -> impl Iterator<Item = Claimed<'_>>
 /// Reads a request; raw contents stay where they are.
 pub fn decode(message: ModelInferRequest, regions: &Regions) -> Result<Incoming> {
     let version = parse_version(&message.model_version, "model_version")?;
+    regions.within_a_message(shared_bytes(&message))?;
     let parameters = parameters(&message.parameters);
     parameters.check_finite()?;
     let mut raw = message.raw_input_contents.into_iter();
@@ -179,6 +184,7 @@ pub fn encode(
         outputs: Vec::with_capacity(reply.outputs.len()),
         raw_output_contents: Vec::with_capacity(reply.outputs.len()),
     };
+    let mut written = 0;
     for (index, output) in reply.outputs.into_iter().enumerate() {
         let wanted = wanted.iter().find(|wanted| wanted.name == output.name);
         let classification = wanted.map_or(0, |wanted| wanted.classification);
@@ -196,6 +202,8 @@ pub fn encode(
         match wanted.and_then(|wanted| wanted.window.as_ref()) {
             None => response.raw_output_contents.push(tensor.into_data()),
             Some(window) => {
+                written += tensor.data().len() as u64;
+                regions.within_a_message(written)?;
                 described.parameters = window.written(tensor.data().len());
                 regions.write(window, tensor.data())?;
                 // the position stays taken, as clients count

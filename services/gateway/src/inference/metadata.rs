@@ -101,12 +101,16 @@ pub fn config(manifest: &Manifest) -> ModelConfig {
             count: size(manifest.replicas.count),
             ..Default::default()
         }],
-        model_transaction_policy: Some(ModelTransactionPolicy {
-            decoupled: manifest.pipeline == Pipeline::TextGeneration,
-        }),
+        model_transaction_policy: Some(ModelTransactionPolicy { decoupled: is_decoupled(manifest) }),
         scheduling_choice: Some(SchedulingChoice::DynamicBatching(dynamic)),
         ..Default::default()
     }
+}
+
+/// Whether a stream may have any number of answers to one request.
+fn is_decoupled(manifest: &Manifest) -> bool {
+    let pieces_of_an_answer = manifest.engine == EngineKind::Builtin && manifest.architecture == "ensemble";
+    pieces_of_an_answer || manifest.pipeline == Pipeline::TextGeneration
 }
 
 fn data_type(dtype: Ours) -> DataType {

@@ -3,6 +3,7 @@
 mod codec;
 mod contents;
 mod metadata;
+mod order;
 mod service;
 mod settings;
 mod shared_memory;

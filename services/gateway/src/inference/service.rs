@@ -3,6 +3,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use prost::Message;
 use sensorium_actors::error::{Error, Result};
@@ -20,9 +21,10 @@ use tracing::Instrument;
 
 use super::codec::{self, Incoming};
 use super::metadata;
+use super::order::Turns;
 use super::settings::Settings;
-use super::shared_memory::Regions;
-use crate::auth::require_admin;
+use super::shared_memory::{Regions, SharedMemory};
+use crate::auth::{identity, require_admin};
 use crate::bounds::{charge, held};
 use crate::context::{context, context_since};
 use crate::server::Door;
@@ -44,7 +46,7 @@ const EXTENSIONS: [&str; 8] = [
 /// See the module.
 pub struct InferenceService {
     door: Arc<Door>,
-    regions: Arc<Regions>,
+    shared_memory: SharedMemory,
     settings: Settings,
 }
 
@@ -53,8 +55,13 @@ type Answer<T> = std::result::Result<Response<T>, Status>;
 impl InferenceService {
     /// The service behind `door`.
     pub fn new(door: Arc<Door>, settings: Settings) -> Self {
-        let regions = Arc::new(Regions::new(door.limits.max_message_bytes));
-        Self { door, regions, settings }
+        let shared_memory = SharedMemory::new(&door.limits);
+        Self { door, shared_memory, settings }
+    }
+
+    /// The regions of whoever asks.
+    fn regions(&self, extensions: &tonic::Extensions) -> Regions {
+        self.shared_memory.of(&identity(extensions).0)
     }
 
     async fn infer(
@@ -69,7 +76,8 @@ impl InferenceService {
             None => self.door.router.infer_within(&incoming.request, context).await?,
         };
         let charge = charge(extensions, reply.bytes())?;
-        let answer = encode(&self.door, &self.regions, &incoming.id, &incoming.wanted, reply).await?;
+        let regions = self.shared_memory.of(&context.tenant);
+        let answer = encode(&self.door, &regions, &incoming.id, &incoming.wanted, reply).await?;
         Ok(held(answer, permit, charge))
     }
 }
@@ -77,7 +85,7 @@ impl InferenceService {
 /// More bytes than this are not converted or copied where other requests wait for their turn.
 const INLINE: usize = 1 << 20;
 
-async fn decode(door: &Door, message: ModelInferRequest, regions: &Arc<Regions>) -> Result<Incoming> {
+async fn decode(door: &Door, message: ModelInferRequest, regions: &Regions) -> Result<Incoming> {
     // before anything is made of what the shapes say
     match door.understanding.named(&message.model_name) {
         Some(understanding) => {
@@ -97,7 +105,7 @@ async fn decode(door: &Door, message: ModelInferRequest, regions: &Arc<Regions>)
 
 async fn encode(
     door: &Door,
-    regions: &Arc<Regions>,
+    regions: &Regions,
     id: &str,
     wanted: &[codec::Wanted],
     reply: Reply,
@@ -143,8 +151,8 @@ impl GrpcInferenceService for InferenceService {
                 return Ok(true);
             }
             match self.door.router.held(&name, version) {
-                // known, but nobody holds it at the moment
-                Err(Error::Unavailable { .. }) => Ok(false),
+                // unknown, unloaded, or nobody holds it at the moment: Triton's clients take no error for an answer
+                Err(Error::Unavailable { .. } | Error::NotFound { .. }) => Ok(false),
                 held => Ok(held?.is_ready()),
             }
         });
@@ -176,7 +184,8 @@ impl GrpcInferenceService for InferenceService {
         let span = trace::request_span("ModelInfer", &request.get_ref().model_name, request.metadata());
         async move {
             let (metadata, extensions, message) = request.into_parts();
-            let incoming = decode(&self.door, message, &self.regions).await.map_err(|error| from_error(&error))?;
+            let incoming = decode(&self.door, message, &self.regions(&extensions)).await;
+            let incoming = incoming.map_err(|error| from_error(&error))?;
             let context = context(&metadata, &extensions, &incoming.request.parameters)?;
             self.infer(incoming, &context, &extensions).await.map_err(|error| from_error(&error))
         }
@@ -192,26 +201,42 @@ impl GrpcInferenceService for InferenceService {
         request: Request<Streaming<ModelInferRequest>>,
     ) -> Answer<Self::ModelStreamInferStream> {
         let (metadata, extensions, messages) = request.into_parts();
-        let (door, regions) = (self.door.clone(), self.regions.clone());
-        // answers of one request stay in order; those of different requests come as they are ready
+        let (door, regions) = (self.door.clone(), self.regions(&extensions));
+        // what answers once answers in the order of the requests; pieces of the others come as they are ready
         let width = door.limits.stream_requests;
         let received = Instant::now();
+        let mut turns = Turns::default();
+        // Triton's clients may ask for errors that end the stream, with a status
+        let strict = metadata.get("triton_grpc_error").is_some_and(|value| value == "true");
         let answers = messages
             .map(move |message| {
                 let (door, regions) = (door.clone(), regions.clone());
                 let (metadata, extensions) = (metadata.clone(), extensions.clone());
+                let decoupled = message.as_ref().is_ok_and(|message| is_decoupled(&door, message));
+                let mut turn = (!decoupled).then(|| turns.next());
                 async_stream::stream! {
                     let message = match message {
                         Ok(message) => message,
                         Err(status) => {
+                            // it ends the stream: what was asked before is answered before
+                            if let Some(turn) = &mut turn {
+                                turn.comes().await;
+                            }
                             yield Err(from_transport(status));
                             return;
                         }
                     };
                     let id = message.id.clone();
-                    let mut answers = std::pin::pin!(stream_one(door, regions, (metadata, extensions), message, received));
+                    let answers = stream_one(door, regions, (metadata, extensions), message, received, decoupled);
+                    let mut answers = std::pin::pin!(answers);
                     while let Some(answer) = answers.next().await {
-                        yield Ok(answer.unwrap_or_else(|error| failed(&id, &error)));
+                        if let Some(turn) = &mut turn {
+                            turn.comes().await;
+                        }
+                        match answer {
+                            Err(error) if strict => yield Err(from_error(&error)),
+                            answer => yield Ok(answer.unwrap_or_else(|error| failed(&id, &error))),
+                        }
                     }
                 }
                 .boxed()
@@ -240,7 +265,7 @@ impl GrpcInferenceService for InferenceService {
     ) -> Answer<RepositoryModelLoadResponse> {
         require_admin(request.extensions())?;
         let act = Act::begin(&request, "load", &request.get_ref().model_name);
-        act.end(self.door.fleet.load(&request.into_inner()).await.map_err(|error| from_error(&error)))?;
+        act.end(self.door.fleet.load(&request.into_inner()).await.map_err(|error| failed_to_load(&error)))?;
         self.door.router.refresh().await;
         Ok(Response::new(RepositoryModelLoadResponse {}))
     }
@@ -260,7 +285,8 @@ impl GrpcInferenceService for InferenceService {
         &self,
         request: Request<SystemSharedMemoryStatusRequest>,
     ) -> Answer<SystemSharedMemoryStatusResponse> {
-        let regions = self.regions.status(&request.into_inner().name).map_err(|error| from_error(&error))?;
+        let regions = self.regions(request.extensions());
+        let regions = regions.status(&request.into_inner().name).map_err(|error| from_error(&error))?;
         Ok(Response::new(SystemSharedMemoryStatusResponse { regions }))
     }
 
@@ -270,7 +296,8 @@ impl GrpcInferenceService for InferenceService {
     ) -> Answer<SystemSharedMemoryRegisterResponse> {
         require_admin(request.extensions())?;
         let act = Act::begin(&request, "register_shared_memory", &request.get_ref().name);
-        act.end(self.regions.register(request.into_inner()).map_err(|error| from_error(&error)))?;
+        let regions = self.regions(request.extensions());
+        act.end(regions.register(request.into_inner()).map_err(|error| from_error(&error)))?;
         Ok(Response::new(SystemSharedMemoryRegisterResponse {}))
     }
 
@@ -280,15 +307,19 @@ impl GrpcInferenceService for InferenceService {
     ) -> Answer<SystemSharedMemoryUnregisterResponse> {
         require_admin(request.extensions())?;
         let act = Act::begin(&request, "unregister_shared_memory", &request.get_ref().name);
-        self.regions.unregister(&request.into_inner().name);
+        self.regions(request.extensions()).unregister(&request.into_inner().name);
         act.end(Ok(()))?;
         Ok(Response::new(SystemSharedMemoryUnregisterResponse {}))
     }
 
     async fn cuda_shared_memory_status(
         &self,
-        _: Request<CudaSharedMemoryStatusRequest>,
+        request: Request<CudaSharedMemoryStatusRequest>,
     ) -> Answer<CudaSharedMemoryStatusResponse> {
+        let name = request.into_inner().name;
+        if name.is_empty() {
+            return Ok(Response::new(CudaSharedMemoryStatusResponse::default()));
+        }
         Err(no_cuda())
     }
 
@@ -301,9 +332,11 @@ impl GrpcInferenceService for InferenceService {
 
     async fn cuda_shared_memory_unregister(
         &self,
-        _: Request<CudaSharedMemoryUnregisterRequest>,
+        request: Request<CudaSharedMemoryUnregisterRequest>,
     ) -> Answer<CudaSharedMemoryUnregisterResponse> {
-        Err(no_cuda())
+        require_admin(request.extensions())?;
+        // there is none to forget, and unknown names are fine, as with system shared memory
+        Ok(Response::new(CudaSharedMemoryUnregisterResponse {}))
     }
 
     async fn trace_setting(&self, request: Request<TraceSettingRequest>) -> Answer<TraceSettingResponse> {
@@ -333,6 +366,21 @@ fn changes<'a, T, K: Iterator<Item = &'a String>>(
     (!names.is_empty()).then(|| Act::begin(request, act, &names.join(", ")))
 }
 
+/// The words that Triton's clients look for, before what is wrong.
+fn failed_to_load(error: &Error) -> Status {
+    let status = from_error(error);
+    let message = format!("failed to load: {}", status.message());
+    let details = Bytes::copy_from_slice(status.details());
+    Status::with_details_and_metadata(status.code(), message, details, status.metadata().clone())
+}
+
+/// Whether a request may be answered any number of times.
+fn is_decoupled(door: &Door, message: &ModelInferRequest) -> bool {
+    let model = message.model_name.as_str();
+    let version = parse_version(&message.model_version, "model_version").ok().flatten();
+    door.understanding.named(model).is_some() || door.router.is_decoupled(model, version)
+}
+
 fn no_cuda() -> Status {
     from_error(&Error::Unimplemented("CUDA shared memory needs a GPU, and this server has none".to_owned()))
 }
@@ -340,10 +388,11 @@ fn no_cuda() -> Status {
 /// One request of a stream, with its answers.
 fn stream_one(
     door: Arc<Door>,
-    regions: Arc<Regions>,
+    regions: Regions,
     (metadata, extensions): (tonic::metadata::MetadataMap, tonic::Extensions),
     message: ModelInferRequest,
     received: Instant,
+    decoupled: bool,
 ) -> impl Stream<Item = Result<ModelStreamInferResponse>> {
     async_stream::try_stream! {
         let _timed = trace::Timed::start("ModelStreamInfer");
@@ -354,6 +403,8 @@ fn stream_one(
         let context = context.map_err(|status| Error::invalid("grpc-timeout", status.message()))?;
         let Incoming { mut request, id, wanted } = incoming;
         let empty_final = request.parameters.flag("triton_enable_empty_final_response")?.unwrap_or(false);
+        // what answers once marks that answer as the last one
+        let empty_final = empty_final && decoupled;
         request.parameters.0.remove("triton_enable_empty_final_response");
         let mut replies: ReplyStream = match door.understanding.named(&request.model) {
             Some(understanding) => understanding.stream(request, context).await?,
@@ -386,10 +437,18 @@ fn mark_final(response: &mut ModelInferResponse, value: bool) {
     response.parameters.insert("triton_final_response".to_owned(), InferParameter { parameter_choice: choice });
 }
 
-/// An error of one request does not end the stream.
+/// An error of one request does not end the stream. Its id stands in the text as well: Triton's own client hands on
+/// nothing else of an answer that has an error.
 fn failed(id: &str, error: &Error) -> ModelStreamInferResponse {
+    let code = error.code();
+    let error_message = if id.is_empty() {
+        format!("[{code}] {error}")
+    } else {
+        let id: String = id.chars().take(128).collect();
+        format!("[{code}] [request id: {id}] {error}")
+    };
     ModelStreamInferResponse {
-        error_message: format!("[{}] {error}", error.code()),
+        error_message,
         infer_response: Some(ModelInferResponse { id: id.to_owned(), ..Default::default() }),
     }
 }

@@ -22,6 +22,7 @@ pub struct Settings {
     trace_endpoint: Option<String>,
 }
 
+#[derive(Clone)]
 struct Log {
     info: bool,
     warning: bool,
@@ -73,14 +74,16 @@ impl Settings {
     /// Reads and changes the log level.
     pub fn log(&self, request: LogSettingsRequest) -> Result<HashMap<String, log_settings_response::SettingValue>> {
         let mut log = self.log.lock();
-        let changed = !request.settings.is_empty();
+        // all of them or none
+        let mut wanted = log.clone();
+        let changed = request.settings.values().any(|value| value.parameter_choice.is_some());
         for (name, value) in request.settings {
             let Some(value) = value.parameter_choice else { continue };
             match (name.as_str(), value) {
-                ("log_info", Given::BoolParam(on)) => log.info = on,
-                ("log_warning", Given::BoolParam(on)) => log.warning = on,
-                ("log_error", Given::BoolParam(on)) => log.error = on,
-                ("log_verbose_level", Given::Uint32Param(level)) => log.verbose = level,
+                ("log_info", Given::BoolParam(on)) => wanted.info = on,
+                ("log_warning", Given::BoolParam(on)) => wanted.warning = on,
+                ("log_error", Given::BoolParam(on)) => wanted.error = on,
+                ("log_verbose_level", Given::Uint32Param(level)) => wanted.verbose = level,
                 ("log_format" | "log_file", _) => {
                     return Err(Error::invalid(format!("settings.{name}"), "cannot be changed while running"));
                 }
@@ -91,7 +94,8 @@ impl Settings {
             }
         }
         if changed {
-            (self.set_filter)(log.filter()).map_err(|error| Error::invalid("settings", error))?;
+            (self.set_filter)(wanted.filter()).map_err(|error| Error::invalid("settings", error))?;
+            *log = wanted;
         }
         let values = [
             ("log_info", Told::BoolParam(log.info)),

@@ -2,12 +2,16 @@
 //!
 //! Regions are read and written with `pread` and `pwrite` on `/dev/shm`, not mapped: a client that truncates its
 //! region while we work then costs an error, not a SIGBUS.
+//!
+//! A region belongs to the tenant that registered it: for everybody else it is not there. It stands for the object that
+//! its key named then; once the key names another one, or none, the region gives an error until it is registered anew,
+//! never the old object's data.
+
+mod object;
 
 use std::collections::HashMap;
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::FileExt;
-use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use parking_lot::RwLock;
@@ -16,7 +20,12 @@ use sensorium_proto::inference::infer_parameter::ParameterChoice;
 use sensorium_proto::inference::system_shared_memory_status_response::RegionStatus;
 use sensorium_proto::inference::{InferParameter, SystemSharedMemoryRegisterRequest};
 
+use self::object::Object;
 use super::codec::parameters;
+use crate::server::Limits;
+
+/// Bytes of a region's name at most.
+const LONGEST_NAME: usize = 255;
 
 /// A part of a registered region that a tensor lives in.
 #[derive(Clone, Debug)]
@@ -66,72 +75,105 @@ struct Region {
     key: String,
     offset: u64,
     size: u64,
-    file: File,
+    object: Object,
 }
 
-/// Registered regions, by name.
+/// A tenant's regions, by name.
+type OfTenant = HashMap<String, Arc<Region>>;
+
+/// The regions of all tenants.
+pub struct SharedMemory {
+    tenants: Arc<RwLock<HashMap<Arc<str>, OfTenant>>>,
+    limits: Arc<Limits>,
+}
+
+impl SharedMemory {
+    /// No region yet.
+    pub fn new(limits: &Limits) -> Self {
+        Self { tenants: Arc::default(), limits: Arc::new(limits.clone()) }
+    }
+
+    /// Those of a tenant.
+    pub fn of(&self, tenant: &Arc<str>) -> Regions {
+        Regions { tenants: self.tenants.clone(), limits: self.limits.clone(), tenant: tenant.clone() }
+    }
+}
+
+/// A cheap handle to the regions of one tenant; others' are not there.
+#[derive(Clone)]
 pub struct Regions {
-    regions: RwLock<HashMap<String, Arc<Region>>>,
-    max_bytes: usize,
+    tenants: Arc<RwLock<HashMap<Arc<str>, OfTenant>>>,
+    limits: Arc<Limits>,
+    tenant: Arc<str>,
 }
 
 impl Regions {
-    /// No region yet; a tensor in one may have `max_bytes`, as in a message.
-    pub fn new(max_bytes: usize) -> Self {
-        Self { regions: RwLock::default(), max_bytes }
-    }
-
-    /// Opens and registers a region.
+    /// Opens and registers a region. One whose object is gone may be registered anew under its name.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if the object cannot be lent, or the name is taken; `Exhausted` if the tenant has as many regions,
+    /// or as many bytes in them, as it may; `PermissionDenied` if the object is another tenant's.
     pub fn register(&self, request: SystemSharedMemoryRegisterRequest) -> Result<()> {
-        let plain = request.key.strip_prefix('/').unwrap_or(&request.key);
-        if plain.is_empty() || plain.contains('/') || plain == ".." || plain == "." {
-            return Err(Error::invalid(
-                "key",
-                format!("'{}', expected the name of a POSIX shared memory object", request.key),
-            ));
+        let SystemSharedMemoryRegisterRequest { name, key, offset, byte_size: size } = request;
+        if name.is_empty() || name.len() > LONGEST_NAME {
+            let message = format!("{} bytes, expected 1 to {LONGEST_NAME}", name.len());
+            return Err(Error::invalid("name", message));
         }
-        let path = Path::new("/dev/shm").join(plain);
-        let file =
-            OpenOptions::new().read(true).write(true).open(&path).map_err(|error| {
-                Error::invalid("key", format!("cannot open shared memory '{}': {error}", request.key))
-            })?;
-        let there = file.metadata().map_err(|error| Error::Internal(error.to_string()))?.len();
-        let fits = request.offset.checked_add(request.byte_size).is_some_and(|end| end <= there);
-        if request.byte_size == 0 || !fits {
-            let message =
-                format!("{} at offset {}, but '{}' has {there} bytes", request.byte_size, request.offset, request.key);
+        let object = Object::open(&key)?;
+        let there = object.size().map_err(|error| Error::invalid("key", format!("'{key}': {error}")))?;
+        if size == 0 || offset.checked_add(size).is_none_or(|end| end > there) {
+            let message = format!("{size} at offset {offset}, but '{key}' has {there} bytes");
             return Err(Error::invalid("byte_size", message));
         }
-        let mut regions = self.regions.write();
-        if regions.contains_key(&request.name) {
-            return Err(Error::invalid("name", format!("region '{}' is already registered", request.name)));
+        let mut tenants = self.tenants.write();
+        let others = tenants.iter().filter(|(tenant, _)| **tenant != self.tenant);
+        if others.flat_map(|(_, regions)| regions.values()).any(|other| other.object.identity() == object.identity()) {
+            let message = format!("shared memory '{key}' is registered by another tenant");
+            return Err(Error::PermissionDenied(message));
         }
-        let region = Region { key: request.key, offset: request.offset, size: request.byte_size, file };
-        regions.insert(request.name, Arc::new(region));
+        let own = tenants.entry(self.tenant.clone()).or_default();
+        // what is gone is of no use to anybody, and its place is free
+        own.retain(|_, region| region.object.size().is_ok());
+        if own.contains_key(&name) {
+            return Err(Error::invalid("name", format!("region '{name}' is already registered")));
+        }
+        let (most, most_bytes) = (self.limits.max_shared_memory_regions, self.limits.max_shared_memory_bytes);
+        if own.len() >= most {
+            return Err(full(format!("{most} regions are registered, the limit is {most}")));
+        }
+        let bytes: u64 = own.values().map(|region| region.size).sum();
+        if bytes.saturating_add(size) > most_bytes {
+            return Err(full(format!("{size} bytes beside {bytes} in other regions, the limit is {most_bytes}")));
+        }
+        own.insert(name, Arc::new(Region { key, offset, size, object }));
         Ok(())
     }
 
     /// Forgets one region, or all for an empty name. Unknown names are fine, as with Triton.
     pub fn unregister(&self, name: &str) {
-        let mut regions = self.regions.write();
-        if name.is_empty() {
-            regions.clear();
-        } else {
-            regions.remove(name);
+        let mut tenants = self.tenants.write();
+        let Some(own) = tenants.get_mut(&self.tenant) else { return };
+        if !name.is_empty() {
+            own.remove(name);
+        }
+        if name.is_empty() || own.is_empty() {
+            tenants.remove(&self.tenant);
         }
     }
 
     /// One region, or all for an empty name.
     pub fn status(&self, name: &str) -> Result<HashMap<String, RegionStatus>> {
-        let regions = self.regions.read();
-        if !name.is_empty() && !regions.contains_key(name) {
-            let known: Vec<&str> = regions.keys().map(String::as_str).collect();
+        let tenants = self.tenants.read();
+        let own = tenants.get(&self.tenant);
+        if !name.is_empty() && own.is_none_or(|own| !own.contains_key(name)) {
+            let mut known: Vec<&str> = own.into_iter().flat_map(HashMap::keys).map(String::as_str).collect();
+            known.sort_unstable();
             return Err(Error::NotFound {
                 what: format!("shared memory region '{name}'"),
                 known: format!("registered are [{}]", sensorium_actors::error::names(&known)),
             });
         }
-        let asked = regions.iter().filter(|(known, _)| name.is_empty() || *known == name);
+        let asked = own.into_iter().flatten().filter(|(known, _)| name.is_empty() || *known == name);
         let described = asked.map(|(name, region)| {
             let status = RegionStatus {
                 name: name.clone(),
@@ -144,16 +186,22 @@ impl Regions {
         Ok(described.collect())
     }
 
+    /// Whether one request may read, or write, so many bytes by all of its windows together: as many as a message has.
+    pub fn within_a_message(&self, bytes: u64) -> Result<()> {
+        let most = self.limits.max_message_bytes;
+        if usize::try_from(bytes).is_ok_and(|bytes| bytes <= most) {
+            return Ok(());
+        }
+        let message = format!("{bytes} bytes in all windows of the request, the limit is {most}");
+        Err(Error::invalid("shared_memory_byte_size", message))
+    }
+
     /// The bytes of a window.
     pub fn read(&self, window: &Window) -> Result<Bytes> {
+        self.within_a_message(window.size)?;
         let (region, at) = self.locate(window, window.size)?;
-        let size = usize::try_from(window.size).unwrap_or(usize::MAX);
-        if size > self.max_bytes {
-            let message = format!("{size} bytes, the limit is {}", self.max_bytes);
-            return Err(Error::invalid("shared_memory_byte_size", message));
-        }
-        let mut data = BytesMut::zeroed(size);
-        region.file.read_exact_at(&mut data, at).map_err(|error| gone(window, &error))?;
+        let mut data = BytesMut::zeroed(usize::try_from(window.size).unwrap_or(usize::MAX));
+        region.object.read(&mut data, at).map_err(|error| gone(window, &error))?;
         Ok(data.freeze())
     }
 
@@ -164,14 +212,13 @@ impl Regions {
             return Err(Error::invalid("shared_memory_byte_size", message));
         }
         let (region, at) = self.locate(window, data.len() as u64)?;
-        region.file.write_all_at(data, at).map_err(|error| gone(window, &error))
+        region.object.write(data, at).map_err(|error| gone(window, &error))
     }
 
     fn locate(&self, window: &Window, size: u64) -> Result<(Arc<Region>, u64)> {
-        let region =
-            self.regions.read().get(&window.region).cloned().ok_or_else(|| {
-                Error::invalid("shared_memory_region", format!("'{}' is not registered", window.region))
-            })?;
+        let found = self.tenants.read().get(&self.tenant).and_then(|own| own.get(&window.region)).cloned();
+        let region = found
+            .ok_or_else(|| Error::invalid("shared_memory_region", format!("'{}' is not registered", window.region)))?;
         let end = window.offset.checked_add(size.max(window.size));
         if end.is_none_or(|end| end > region.size) {
             let message = format!(
@@ -180,11 +227,21 @@ impl Regions {
             );
             return Err(Error::invalid("shared_memory_byte_size", message));
         }
+        let there = region.object.size().map_err(|error| gone(window, &error))?;
+        if region.offset.saturating_add(region.size) > there {
+            return Err(gone(window, &format!("its object has only {there} bytes left")));
+        }
         let at = region.offset + window.offset;
         Ok((region, at))
     }
 }
 
-fn gone(window: &Window, error: &std::io::Error) -> Error {
-    Error::invalid("shared_memory_region", format!("'{}' cannot be used any more: {error}", window.region))
+fn gone(window: &Window, error: &dyn std::fmt::Display) -> Error {
+    let message = format!("'{}' cannot be used any more: {error}", window.region);
+    Error::invalid("shared_memory_region", message)
+}
+
+fn full(message: String) -> Error {
+    let retry_after = Duration::from_secs(1);
+    Error::Exhausted { reason: "SHARED_MEMORY_FULL", message: format!("shared memory: {message}"), retry_after }
 }
