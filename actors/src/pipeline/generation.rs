@@ -119,7 +119,7 @@ fn finish(parameters: &mut Parameters, last: &Piece, prompt: &Prompt) {
 
 async fn start(served: &Arc<Served>, request: &Request, context: &Context, pool: &Pool) -> Result<Vec<Started>> {
     let (field, prompts) = elements(&served.manifest, request)?;
-    let sampling = sampling(served, &request.parameters)?;
+    let sampling = sampling(served.manifest.generation.default_max_tokens, &request.parameters)?;
     let raw = request.parameters.flag("raw")?.unwrap_or(false);
     let owner = served.clone();
     let encoded: Vec<Prompt> = pool
@@ -190,7 +190,15 @@ fn encode(served: &Served, field: &str, prompt: &[u8], raw: bool) -> Result<Prom
     Ok(Prompt { cut_from: encoded.truncated.then_some(encoded.total), ids: encoded.ids })
 }
 
-fn sampling(served: &Served, parameters: &Parameters) -> Result<Sampling> {
+/// Whether a generator would take these parameters, for those who ask it later.
+///
+/// # Errors
+/// `InvalidArgument` if it would not.
+pub fn check(parameters: &Parameters) -> Result<()> {
+    sampling(1, parameters).map(drop)
+}
+
+fn sampling(default_max_tokens: usize, parameters: &Parameters) -> Result<Sampling> {
     let bounded = |name: &str, low: f64, high: f64, default: f64| -> Result<f64> {
         let value = parameters.number(name)?.unwrap_or(default);
         if (low..=high).contains(&value) {
@@ -201,7 +209,7 @@ fn sampling(served: &Served, parameters: &Parameters) -> Result<Sampling> {
     };
     let most = 1u64 << 20;
     let max_tokens = match parameters.count("max_tokens")? {
-        None => served.manifest.generation.default_max_tokens,
+        None => default_max_tokens,
         Some(count) if (1..=most).contains(&count) => usize::try_from(count).unwrap_or(usize::MAX),
         Some(count) => return Err(Error::invalid("parameters.max_tokens", format!("{count}, expected 1 to {most}"))),
     };

@@ -1,6 +1,6 @@
 //! Pipelines: a request's public tensors become rows of a batch, and the engine's outputs the public answer.
 
-mod generation;
+pub(crate) mod generation;
 mod image;
 mod inputs;
 mod pool;

@@ -116,6 +116,8 @@ pub struct Understanding {
     manifest: Arc<Manifest>,
     /// What holders of models have told, for when they are gone.
     policies: Arc<DashMap<String, Policy>>,
+    /// Guards that could not judge, and when that was said.
+    away: Arc<DashMap<String, Option<Instant>>>,
 }
 
 impl Understanding {
@@ -129,6 +131,7 @@ impl Understanding {
             space: Arc::default(),
             manifest,
             policies: Arc::default(),
+            away: Arc::default(),
         })
     }
 

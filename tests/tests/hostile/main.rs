@@ -2,6 +2,8 @@
 //! well-behaved callers. `docs/HARDENING.md` lists the kinds.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod jobs;
+mod queues;
 mod rows;
 
 use sensorium_tests::{Repository, Server, ServerOptions};
