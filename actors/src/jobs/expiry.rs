@@ -83,6 +83,7 @@ impl Jobs {
                 _ => {}
             }
         }
+        self.store.drop_torn_blobs().await?;
         if over.is_empty() {
             return Ok(());
         }

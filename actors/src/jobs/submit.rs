@@ -11,6 +11,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
+use parking_lot::Mutex;
 use tokio::task::AbortHandle;
 
 use super::Jobs;
@@ -31,6 +32,8 @@ const MAX_WORDS: usize = 64 << 10;
 const OVERHEAD: u64 = 1024;
 /// When to come again where a tenant has no room: when some of its jobs are over.
 const FULL: Duration = Duration::from_secs(10);
+/// Broken submissions of one job that are remembered.
+const MAX_BROKEN: usize = 256;
 /// How often an upload says that it goes on…
 const BEAT: Duration = Duration::from_secs(10);
 /// …and how long after its last word it has broken off, in milliseconds.
@@ -74,6 +77,9 @@ struct Upload {
     bytes: u64,
     /// Bytes of the tenant's jobs that were not over when it began.
     before: u64,
+    record: Record,
+    /// Blobs of it.
+    blobs: Arc<Mutex<Vec<String>>>,
 }
 
 impl Upload {
@@ -88,7 +94,8 @@ impl Upload {
             };
             tokio::spawn(beats).abort_handle()
         });
-        Self { jobs: jobs.clone(), tenant: record.tenant.clone(), run: run.to_owned(), beating, bytes: 0, before }
+        let (jobs, tenant, run, record) = (jobs.clone(), record.tenant.clone(), run.to_owned(), record.clone());
+        Self { jobs, tenant, run, beating, bytes: 0, before, record, blobs: Arc::default() }
     }
 
     /// So many bytes more; what all of the tenant are to hold then.
@@ -113,10 +120,14 @@ impl Drop for Upload {
         drop(uploading);
         if let Some(beating) = &self.beating {
             beating.abort();
-            let (jobs, run) = (self.jobs.clone(), self.run.clone());
+            let (jobs, run, record) = (self.jobs.clone(), self.run.clone(), self.record.clone());
+            let blobs = std::mem::take(&mut *self.blobs.lock());
             if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-                // it is over, accepted or not
-                runtime.spawn(async move { jobs.note_live(&run, 0).await });
+                runtime.spawn(async move {
+                    if let Err(error) = jobs.end_upload(&record, &run, blobs).await {
+                        tracing::debug!(run, %error, "what is there of an upload is left to expire");
+                    }
+                });
             }
         }
     }
@@ -162,6 +173,22 @@ impl Jobs {
         }
     }
 
+    /// An upload is over. If it was not accepted, nothing of it stays: who is refused and tries again must not fill the
+    /// store. Its messages are let go when it is their turn.
+    async fn end_upload(&self, record: &Record, run: &str, blobs: Vec<String>) -> Result<()> {
+        self.note_live(run, 0).await;
+        if self.has_broken_off(record, run).await? {
+            for blob in blobs {
+                self.store.remove_blob(&blob).await?;
+            }
+            for kind in ["part", "item", "fail"] {
+                self.store.remove_below(&format!("{kind}.{run}")).await?;
+            }
+            self.store.remove(&record::work(run)).await?;
+        }
+        Ok(self.store.remove(&record::live(run)).await?)
+    }
+
     /// Whether a submission that is not accepted is uploaded by nobody any more. From then on it is known to be: it will
     /// not be accepted.
     pub(super) async fn has_broken_off(&self, record: &Record, run: &str) -> Result<bool> {
@@ -179,6 +206,9 @@ impl Jobs {
             // accepted at the last moment, this one or another
             if now.total.is_some() {
                 return Ok(now.run != run);
+            }
+            if now.broken.len() >= MAX_BROKEN {
+                now.broken.remove(0);
             }
             now.broken.push(run.to_owned());
             if self.store.update(&record::key(&now.tenant, &now.id), record::to_json(&now)?, revision).await? {
@@ -307,7 +337,8 @@ impl Submission {
                 modalities: modalities.to_vec(),
                 step: Step::Sense(modality, Content::Inline(content)),
             };
-            self.sending.push(Box::pin(send(self.jobs.clone(), task, self.trace.clone())));
+            let blobs = self.upload.blobs.clone();
+            self.sending.push(Box::pin(send(self.jobs.clone(), task, self.trace.clone(), blobs)));
         }
         Ok(())
     }
@@ -368,11 +399,12 @@ impl Submission {
 }
 
 /// Sends a task; what is large goes ahead of it.
-async fn send(jobs: Jobs, mut task: Task, trace: String) -> Result<()> {
+async fn send(jobs: Jobs, mut task: Task, trace: String, blobs: Arc<Mutex<Vec<String>>>) -> Result<()> {
     if let Step::Sense(modality, Content::Inline(content)) = &task.step
         && content.len() > jobs.inline()
     {
         let (modality, name) = (*modality, record::content(&task, *modality));
+        blobs.lock().push(name.clone());
         jobs.store.put_blob(&name, Bytes::clone(content)).await?;
         task.step = Step::Sense(modality, Content::Blob(name));
     }

@@ -194,7 +194,7 @@ fn encode(served: &Served, field: &str, prompt: &[u8], raw: bool) -> Result<Prom
 ///
 /// # Errors
 /// `InvalidArgument` if it would not.
-pub fn check(parameters: &Parameters) -> Result<()> {
+pub(crate) fn check(parameters: &Parameters) -> Result<()> {
     sampling(1, parameters).map(drop)
 }
 

@@ -39,6 +39,8 @@ const USED: TableDefinition<'_, &str, u64> = TableDefinition::new("used");
 
 /// For so long equal ids are one message.
 const SAME: u64 = 120;
+/// How often a file in trouble is tried.
+const TRY: Duration = Duration::from_secs(1);
 /// How often ids that are too old to matter are swept out.
 const SWEEP: Duration = Duration::from_secs(600);
 
@@ -63,19 +65,27 @@ impl Disk {
         let file = File::open(path).map_err(|error| bad(error.to_string()))?;
         let disk = Self { file, queues: Arc::default(), pushed: Arc::default(), bounds };
         // what was in somebody's hands when the process ended is in nobody's now
-        disk.file.read(|read| {
-            let flows = read.open_table(FLOWS)?;
-            let mut queues = disk.queues.lock();
-            for entry in read.open_table(MESSAGES)?.iter()? {
-                let (place, _) = entry?;
-                let flow = flows.get(place.value())?.map(|flow| flow.value().to_owned()).unwrap_or_default();
-                let (queue, place) = place.value();
-                let waiting = queues.entry(queue.to_owned()).or_default();
-                waiting.came(&flow);
-                waiting.put(&flow, place);
+        load(&disk.file, &disk.queues)?;
+        let (watched, queues, pushed) = (Arc::downgrade(&disk.file), disk.queues.clone(), disk.pushed.clone());
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(TRY).await;
+                let Some(file) = watched.upgrade() else { return };
+                if !file.is_in_trouble() {
+                    continue;
+                }
+                let queues = queues.clone();
+                let tried = tokio::task::spawn_blocking(move || {
+                    file.probe();
+                    // a change that failed may have come to the disk all the same
+                    if file.is_in_trouble() { Ok(()) } else { load(&file, &queues) }
+                });
+                if let Ok(Err(error)) = tried.await {
+                    tracing::warn!(%error, "cannot read what waits in the file of jobs");
+                }
+                pushed.notify_waiters();
             }
-            Ok(())
-        })?;
+        });
         let sweeping = Arc::downgrade(&disk.file);
         tokio::spawn(async move {
             while let Some(file) = sweeping.upgrade() {
@@ -274,6 +284,24 @@ impl Disk {
 /// Whether a message of this id has come within the last minutes.
 fn is_known(ids: &impl ReadableTable<&'static str, u64>, id: &str) -> std::result::Result<bool, redb::StorageError> {
     Ok(ids.get(id)?.is_some_and(|since| since.value() + SAME > now()))
+}
+
+/// Finds messages that wait in the file and that nobody knows of.
+fn load(file: &File, queues: &Mutex<HashMap<String, Waiting>>) -> Result<()> {
+    file.read(|read| {
+        let flows = read.open_table(FLOWS)?;
+        let mut queues = queues.lock();
+        for entry in read.open_table(MESSAGES)?.iter()? {
+            let (place, _) = entry?;
+            let flow = flows.get(place.value())?.map(|flow| flow.value().to_owned()).unwrap_or_default();
+            let (queue, place) = place.value();
+            let waiting = queues.entry(queue.to_owned()).or_default();
+            if waiting.came(&flow, place) {
+                waiting.put(&flow, place);
+            }
+        }
+        Ok(())
+    })
 }
 
 /// What keys below a prefix lie between: '/' comes right after '.'.

@@ -22,6 +22,8 @@ use async_nats::jetstream::object_store::{self, ObjectStore};
 use async_nats::jetstream::stream::{self, Stream};
 use async_nats::jetstream::{self, Context};
 use async_nats::{Client, ConnectOptions, Event};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE;
 use bytes::Bytes;
 use futures::TryStreamExt;
 use tokio::io::AsyncReadExt;
@@ -67,6 +69,8 @@ pub struct Options {
 struct Ready {
     records: kv::Store,
     blobs: ObjectStore,
+    /// What `blobs` lie in.
+    pieces: Stream,
     dead: Stream,
     queues: HashMap<&'static str, Queue>,
 }
@@ -300,11 +304,18 @@ impl Nats {
     }
 
     pub(super) async fn remove_blob(&self, name: &str) -> Result<()> {
-        match self.ready().await?.blobs.delete(name).await {
-            Ok(()) => Ok(()),
-            Err(error) if error.kind() == object_store::DeleteErrorKind::NotFound => Ok(()),
-            Err(error) => Err(unavailable(error)),
+        let ready = self.ready().await?;
+        let nuid = match ready.blobs.info(name).await {
+            Ok(object) => object.nuid,
+            Err(error) if error.kind() == object_store::InfoErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(unavailable(error)),
+        };
+        // the client would leave a marker for each, for ever, and could not where there is no room for one
+        let bucket = format!("$O.{}_blobs", self.options.prefix);
+        for subject in [format!("{bucket}.M.{}", URL_SAFE.encode(name)), format!("{bucket}.C.{nuid}")] {
+            ready.pieces.purge().filter(subject).await.map_err(unavailable)?;
         }
+        Ok(())
     }
 
     pub(super) async fn bury(&self, id: &str, body: Bytes) -> Result<()> {

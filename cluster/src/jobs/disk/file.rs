@@ -6,7 +6,6 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 use redb::{Database, Error as Fault, ReadTransaction, ReadableDatabase, ReadableTable, WriteTransaction};
@@ -16,8 +15,6 @@ use super::super::{Error, Result};
 use super::{BLOBS, DEAD, FLOWS, IDS, MESSAGES, PLACES, RECORDS, USED};
 use crate::health::Health;
 
-/// How often a file in trouble is tried.
-const TRY: Duration = Duration::from_secs(1);
 /// The only key of [`USED`].
 const ALL: &str = "all";
 
@@ -61,19 +58,11 @@ impl File {
             }
             Ok(())
         })?;
-        let file = Arc::new(file);
-        let watched = Arc::downgrade(&file);
-        tokio::spawn(async move {
-            loop {
-                tokio::time::sleep(TRY).await;
-                let Some(file) = watched.upgrade() else { return };
-                if file.trouble.lock().is_some() {
-                    // a probe that fails is one more second of the same trouble
-                    let _ = tokio::task::spawn_blocking(move || file.probe()).await;
-                }
-            }
-        });
-        Ok(file)
+        Ok(Arc::new(file))
+    }
+
+    pub(super) fn is_in_trouble(&self) -> bool {
+        self.trouble.lock().is_some()
     }
 
     /// Bytes of everything that is kept.
@@ -144,8 +133,8 @@ impl File {
         Error::NoRoom(message)
     }
 
-    /// Opens the file anew, and tries to write.
-    fn probe(&self) {
+    /// Opens the file anew, and tries to write. Blocks. A probe that fails is more of the same trouble.
+    pub(super) fn probe(&self) {
         {
             let mut database = self.database.write();
             // closed first: its lock is of one opener

@@ -22,15 +22,24 @@ pub(super) struct Waiting {
     turns: VecDeque<String>,
     /// Messages of each flow, those in somebody's hands included.
     held: HashMap<String, u64>,
+    /// All places of these.
+    known: HashSet<u64>,
 }
 
 impl Waiting {
-    /// One more message is in the file.
-    pub(super) fn came(&mut self, flow: &str) {
-        *self.held.entry(flow.to_owned()).or_default() += 1;
+    /// One more message is in the file; false if it is known already.
+    pub(super) fn came(&mut self, flow: &str, place: u64) -> bool {
+        let new = self.known.insert(place);
+        if new {
+            *self.held.entry(flow.to_owned()).or_default() += 1;
+        }
+        new
     }
 
-    fn went(&mut self, flow: &str) {
+    fn went(&mut self, flow: &str, place: u64) {
+        if !self.known.remove(&place) {
+            return;
+        }
         if let Some(held) = self.held.get_mut(flow) {
             *held = held.saturating_sub(1);
             if *held == 0 {
@@ -79,8 +88,9 @@ impl Disk {
             if let Pushed::At(place) = pushed {
                 let mut queues = disk.queues.lock();
                 let waiting = queues.entry(name.clone()).or_default();
-                waiting.came(&flow);
-                waiting.put(&flow, place);
+                if waiting.came(&flow, place) {
+                    waiting.put(&flow, place);
+                }
                 drop(queues);
                 disk.pushed.notify_waiters();
             }
@@ -219,7 +229,7 @@ impl Hand {
             if gone.is_some()
                 && let Some(waiting) = disk.queues.lock().get_mut(&queue)
             {
-                waiting.went(&flow);
+                waiting.went(&flow, place);
             }
             Ok(())
         });

@@ -63,6 +63,7 @@ impl Nats {
                 context.create_object_store(config).await.map_err(unavailable)?
             }
         };
+        let pieces = context.get_stream(format!("OBJ_{prefix}_blobs")).await.map_err(unavailable)?;
         let plain = |name: &str, subjects: Vec<String>| stream::Config {
             name: format!("{prefix}_{name}"),
             subjects,
@@ -92,6 +93,6 @@ impl Nats {
             queues.insert(name, Queue::new(stream, subject, self.options.patience));
         }
         self.reserve(replicas).await?;
-        Ok(Ready { records, blobs, dead, queues })
+        Ok(Ready { records, blobs, pieces, dead, queues })
     }
 }
