@@ -83,7 +83,6 @@ impl Jobs {
                 _ => {}
             }
         }
-        self.store.drop_torn_blobs().await?;
         if over.is_empty() {
             return Ok(());
         }

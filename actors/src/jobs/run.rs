@@ -402,7 +402,8 @@ impl Bench {
         let Unreadable { queue, error, deliveries, body, .. } = &message;
         tracing::error!(queue, deliveries, error, "a message that nobody could read is given up");
         metrics::counter!("sensorium_jobs_dead_total", "modality" => queue.clone()).increment(1);
-        let (id, letter) = (format!("dead.{}", blake3::hash(body).to_hex()), message.encode()?);
+        // of two that say the same, and of one that was replayed, each has its letter
+        let (id, letter) = (format!("dead.{}.{:x}", blake3::hash(body).to_hex(), rand::random::<u64>()), message.encode()?);
         until_kept!(self.jobs.store.bury(&id, letter.clone()).await.map_err(Error::from))?;
         let details = json!({ "modality": queue, "deliveries": deliveries, "error": error });
         self.jobs.bus.publish("task.dead", details);

@@ -212,7 +212,7 @@ impl Jobs {
             }
             now.broken.push(run.to_owned());
             if self.store.update(&record::key(&now.tenant, &now.id), record::to_json(&now)?, revision).await? {
-                tracing::info!(job = now.id, run, "a submission that broke off is let go");
+                tracing::debug!(job = now.id, run, "a submission that broke off is let go");
                 return Ok(true);
             }
         }

@@ -271,14 +271,6 @@ impl Jobs {
         either!(self, store => store.blobs().await)
     }
 
-    /// Removes what is there of blobs that were never whole. To be asked now and then.
-    pub async fn drop_torn_blobs(&self) -> Result<()> {
-        match &*self.store {
-            Store::Nats(nats) => nats.drop_torn_blobs().await,
-            Store::Disk(_) => Ok(()),
-        }
-    }
-
     /// Whether there is room for so many bytes from outside. They are refused earlier than what becomes of them: results
     /// must have somewhere to go, or nothing that waits would ever end.
     ///

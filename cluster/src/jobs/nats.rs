@@ -4,6 +4,7 @@
 //! settings of every gateway that starts. The client connects again by itself; while it has not, everything is refused at
 //! once rather than after a timeout.
 
+mod blobs;
 mod queues;
 mod room;
 mod setup;
@@ -18,15 +19,12 @@ use arc_swap::ArcSwapOption;
 use async_nats::connection::State;
 use async_nats::jetstream::kv::{self, CreateErrorKind, Operation, UpdateErrorKind};
 use async_nats::jetstream::message::PublishMessage;
-use async_nats::jetstream::object_store::{self, ObjectStore};
+use async_nats::jetstream::object_store::ObjectStore;
 use async_nats::jetstream::stream::{self, Stream};
 use async_nats::jetstream::{self, Context};
 use async_nats::{Client, ConnectOptions, Event};
-use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE;
 use bytes::Bytes;
 use futures::TryStreamExt;
-use tokio::io::AsyncReadExt;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -38,8 +36,6 @@ use crate::health::Health;
 
 /// How long an answer of NATS may take.
 const ANSWER: Duration = Duration::from_secs(5);
-/// How long a blob may take.
-const BLOB: Duration = Duration::from_secs(60);
 /// How long a process that starts waits for NATS before it goes on without.
 const FIRST: Duration = Duration::from_secs(2);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
@@ -68,8 +64,9 @@ pub struct Options {
 /// What is there once NATS has been reached.
 struct Ready {
     records: kv::Store,
+    /// Blobs of earlier builds.
     blobs: ObjectStore,
-    /// What `blobs` lie in.
+    /// What blobs lie in.
     pieces: Stream,
     dead: Stream,
     queues: HashMap<&'static str, Queue>,
@@ -278,44 +275,6 @@ impl Nats {
         let subjects = subjects.map_err(|error| self.lost(error))?;
         let keys = subjects.map_ok(|(subject, _)| subject.strip_prefix(&root).unwrap_or(&subject).to_owned());
         keys.try_collect().await.map_err(|error| self.lost(error))
-    }
-
-    pub(super) async fn put_blob(&self, name: &str, value: Bytes) -> Result<()> {
-        let ready = self.ready().await?;
-        ready.blobs.put(name, &mut &value[..]).await.map(drop).map_err(|error| self.unwritten(error))
-    }
-
-    pub(super) async fn blobs(&self) -> Result<Vec<String>> {
-        let ready = self.ready().await?;
-        let list = ready.blobs.list().await.map_err(|error| self.lost(error))?;
-        list.map_ok(|object| object.name).try_collect().await.map_err(|error| self.lost(error))
-    }
-
-    pub(super) async fn blob(&self, name: &str) -> Result<Option<Bytes>> {
-        let mut object = match self.ready().await?.blobs.get(name).await {
-            Ok(object) => object,
-            Err(error) if error.kind() == object_store::GetErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(self.lost(error)),
-        };
-        let mut value = Vec::with_capacity(object.info().size);
-        // one whose pieces are gone would be read for ever
-        tokio::time::timeout(BLOB, object.read_to_end(&mut value)).await.map_err(unavailable)?.map_err(unavailable)?;
-        Ok(Some(value.into()))
-    }
-
-    pub(super) async fn remove_blob(&self, name: &str) -> Result<()> {
-        let ready = self.ready().await?;
-        let nuid = match ready.blobs.info(name).await {
-            Ok(object) => object.nuid,
-            Err(error) if error.kind() == object_store::InfoErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(unavailable(error)),
-        };
-        // the client would leave a marker for each, for ever, and could not where there is no room for one
-        let bucket = format!("$O.{}_blobs", self.options.prefix);
-        for subject in [format!("{bucket}.M.{}", URL_SAFE.encode(name)), format!("{bucket}.C.{nuid}")] {
-            ready.pieces.purge().filter(subject).await.map_err(unavailable)?;
-        }
-        Ok(())
     }
 
     pub(super) async fn bury(&self, id: &str, body: Bytes) -> Result<()> {

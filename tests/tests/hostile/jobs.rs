@@ -50,7 +50,14 @@ async fn what_can_never_be_done_is_refused_and_who_uploads_nothing_holds_nothing
     // more of them than there are places
     let message = |message| SubmitJobRequest { message: Some(message) };
     let mut uploads = Vec::new();
-    for at in 0..64 {
+    for at in 0..48 {
+        if at % 8 == 0 {
+            // those that stand still are none of them
+            eventually("uploads take no places", async || {
+                (server.metric("sensorium_inflight_requests", &[]).await < 8.0).then_some(())
+            })
+            .await;
+        }
         let (messages, upload) = tokio::sync::mpsc::channel(2);
         let upload = tokio_stream::wrappers::ReceiverStream::new(upload);
         let mut jobs = client.jobs.clone();

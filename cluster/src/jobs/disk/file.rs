@@ -8,13 +8,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use parking_lot::{Mutex, RwLock};
-use redb::{Database, Error as Fault, ReadTransaction, ReadableDatabase, ReadableTable, WriteTransaction};
+use redb::{Database, DatabaseError, Error as Fault, ReadTransaction, ReadableDatabase, ReadableTable, WriteTransaction};
 use tokio::time::Instant;
 
 use super::super::{Error, Result};
 use super::{BLOBS, DEAD, FLOWS, IDS, MESSAGES, PLACES, RECORDS, USED};
 use crate::health::Health;
 
+/// Bytes of the file that are held in memory. By itself it would take a GiB; the system keeps what is read often.
+const CACHE: usize = 16 << 20;
 /// The only key of [`USED`].
 const ALL: &str = "all";
 
@@ -32,6 +34,10 @@ pub(super) struct File {
     used: AtomicU64,
 }
 
+fn create(path: &Path) -> std::result::Result<Database, DatabaseError> {
+    Database::builder().set_cache_size(CACHE).create(path)
+}
+
 /// What redb calls an error of the disk, and everything after one.
 fn is_broken(fault: &Fault) -> bool {
     matches!(fault, Fault::Io(_) | Fault::PreviousIo | Fault::DatabaseClosed | Fault::TransactionPoisoned)
@@ -41,7 +47,7 @@ impl File {
     pub(super) fn open(path: &Path) -> std::result::Result<Arc<Self>, Fault> {
         let file = Self {
             path: path.to_owned(),
-            database: RwLock::new(Some(Database::create(path)?)),
+            database: RwLock::new(Some(create(path)?)),
             trouble: Mutex::default(),
             used: AtomicU64::new(0),
         };
@@ -139,7 +145,7 @@ impl File {
             let mut database = self.database.write();
             // closed first: its lock is of one opener
             *database = None;
-            match Database::create(&self.path) {
+            match create(&self.path) {
                 Ok(opened) => *database = Some(opened),
                 Err(error) => {
                     tracing::debug!(%error, "the file of jobs cannot be opened");

@@ -4,12 +4,10 @@
 //! of nothing, which is thrown away when NATS refuses to store more. What is freed so is for results, which free the
 //! places of what they are the results of; nothing is taken in until the reserve is there again.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
 use async_nats::jetstream::stream;
 use bytes::Bytes;
-use futures::TryStreamExt;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
@@ -35,12 +33,7 @@ struct State {
     /// Bytes that were taken in since.
     since: u64,
     short: Option<Short>,
-    /// Pieces of blobs that belong to none: how many of each, and since when there have been no more.
-    torn: HashMap<String, (usize, Instant)>,
 }
-
-/// Whoever writes a blob has written a further piece by then, or has failed.
-const TORN: Duration = Duration::from_secs(12);
 
 /// NATS has refused to store more.
 struct Short {
@@ -193,40 +186,8 @@ impl Nats {
     /// Tries whether there is room again, if there was none. For those who have nothing to put there at the moment.
     pub(in crate::jobs) async fn look_for_room(&self) {
         if self.room.short_since().is_some() {
-            let _ = self.drop_torn_blobs().await;
             // what it found is noted
             let _ = self.take_in(0).await;
         }
-    }
-
-    /// Removes what is there of blobs that were never whole: the client leaves the pieces where one of them fails.
-    pub(in crate::jobs) async fn drop_torn_blobs(&self) -> Result<()> {
-        let ready = self.ready().await?;
-        let root = format!("$O.{}_blobs.C.", self.options.prefix);
-        let pieces = ready.pieces.info_with_subjects(format!("{root}>")).await.map_err(|error| self.lost(error))?;
-        let mut pieces: HashMap<String, usize> = pieces.try_collect().await.map_err(|error| self.lost(error))?;
-        let mut whole = ready.blobs.list().await.map_err(|error| self.lost(error))?;
-        while let Some(object) = whole.try_next().await.map_err(|error| self.lost(error))? {
-            pieces.remove(&format!("{root}{}", object.nuid));
-        }
-        let now = Instant::now();
-        let torn: Vec<String> = {
-            let mut state = self.room.0.lock();
-            let before = std::mem::take(&mut state.torn);
-            state.torn = pieces
-                .into_iter()
-                .map(|(subject, count)| {
-                    let same = before.get(&subject).filter(|(then, _)| *then == count);
-                    let since = same.map_or(now, |(_, since)| *since);
-                    (subject, (count, since))
-                })
-                .collect();
-            let old = state.torn.iter().filter(|(_, (_, since))| now.duration_since(*since) >= TORN);
-            old.map(|(subject, _)| subject.clone()).collect()
-        };
-        for subject in torn {
-            ready.pieces.purge().filter(subject).await.map_err(unavailable)?;
-        }
-        Ok(())
     }
 }
