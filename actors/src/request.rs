@@ -166,6 +166,8 @@ pub struct Context {
     pub tenant: Arc<str>,
     /// Models that it may ask; nothing: all.
     pub models: Option<Arc<[String]>>,
+    /// It has time: a guard that is away is an error to wait for, rather than a text that is blocked.
+    pub patient: bool,
 }
 
 impl Context {

@@ -16,6 +16,11 @@ pub enum Health {
         /// Since when.
         since: Instant,
     },
+    /// It answers, and has no room for anything more.
+    Full {
+        /// Since when.
+        since: Instant,
+    },
     /// It does not answer.
     Down {
         /// Since when.
@@ -30,6 +35,7 @@ impl Health {
             Self::Embedded => "embedded",
             Self::Ok => "ok",
             Self::Stale { .. } => "stale",
+            Self::Full { .. } => "full",
             Self::Down { .. } => "down",
         }
     }
@@ -38,7 +44,7 @@ impl Health {
     pub fn unwell_for(self) -> Duration {
         match self {
             Self::Embedded | Self::Ok => Duration::ZERO,
-            Self::Stale { since } | Self::Down { since } => since.elapsed(),
+            Self::Stale { since } | Self::Full { since } | Self::Down { since } => since.elapsed(),
         }
     }
 }

@@ -44,6 +44,21 @@ impl Outside {
         .await
     }
 
+    /// NATS whose JetStream stores so many bytes and no more.
+    pub async fn nats_that_stores(bytes: u64) -> Self {
+        Self::start("nats-server", |address, data| {
+            let file = format!("{data}.conf");
+            let (host, port) = (address.ip(), address.port());
+            let lines = [
+                format!("host: {host}\nport: {port}"),
+                format!("jetstream {{ store_dir: \"{data}\", max_file_store: {bytes} }}\n"),
+            ];
+            std::fs::write(&file, lines.join("\n")).expect("its configuration");
+            vec!["-c".into(), file]
+        })
+        .await
+    }
+
     /// Redis without a password, on the host `redis` of a network if there is one.
     pub async fn redis(network: Option<&Network>) -> Self {
         Self::redis_at(Place::of(network, "redis"), &[]).await

@@ -63,6 +63,8 @@ struct Door {
     options: Options,
     tenants: Tenants,
     inside: AtomicU32,
+    /// Those that a drain waits for and that have no place.
+    lingering: AtomicU32,
     draining: AtomicBool,
     /// Draining has begun.
     began: Notify,
@@ -74,6 +76,28 @@ struct Door {
 pub struct Permit {
     door: Arc<Door>,
     tenant: Option<Arc<Tenant>>,
+}
+
+impl Permit {
+    /// Gives back, besides the place, what the request took of its tenant's rate: nothing came of it.
+    pub fn came_to_nothing(self) {
+        if let Some(tenant) = &self.tenant {
+            tenant.give_back();
+        }
+    }
+}
+
+/// Something that a drain waits for and that takes no place; over when dropped.
+pub struct Lingering {
+    door: Arc<Door>,
+}
+
+impl Drop for Lingering {
+    fn drop(&mut self) {
+        if self.door.lingering.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.door.empty.notify_waiters();
+        }
+    }
 }
 
 impl Drop for Permit {
@@ -128,9 +152,9 @@ impl Admission {
     pub fn new(options: Options) -> Self {
         let tenants = Tenants::new(options.tenants.clone());
         let in_flight = metrics::gauge!("sensorium_inflight_requests");
-        let (inside, draining) = (AtomicU32::new(0), AtomicBool::new(false));
+        let (inside, lingering, draining) = (AtomicU32::new(0), AtomicU32::new(0), AtomicBool::new(false));
         let (began, empty) = (Notify::new(), Notify::new());
-        Self { door: Arc::new(Door { options, tenants, inside, draining, began, empty, in_flight }) }
+        Self { door: Arc::new(Door { options, tenants, inside, lingering, draining, began, empty, in_flight }) }
     }
 
     /// Quotas are of the whole cluster: each of this many gateways gives its part.
@@ -173,6 +197,16 @@ impl Admission {
             return Err(full(Full::All, "here", limit, &Context::default(), SOON));
         }
         Ok(permit)
+    }
+
+    /// Has a drain wait for what is uploaded slowly, or not at all for a while: it takes no place from others meanwhile.
+    ///
+    /// # Errors
+    /// `Unavailable` while draining.
+    pub fn linger(&self) -> Result<Lingering> {
+        self.must_not_drain()?;
+        self.door.lingering.fetch_add(1, Ordering::AcqRel);
+        Ok(Lingering { door: self.door.clone() })
     }
 
     /// Lets a request that is inside on to the workers of a model, which work on `capacity` requests side by side.
@@ -225,7 +259,7 @@ impl Admission {
         loop {
             let mut emptied = std::pin::pin!(self.door.empty.notified());
             emptied.as_mut().enable();
-            if self.in_flight() == 0 {
+            if self.in_flight() == 0 && self.door.lingering.load(Ordering::Acquire) == 0 {
                 return;
             }
             emptied.await;
@@ -269,6 +303,32 @@ mod tests {
         assert!(!draining.is_finished());
         drop(three);
         draining.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_lingers_takes_no_place_and_is_waited_for() {
+        let admission = Admission::new(Options::bound(1));
+        let lingering = (admission.linger().unwrap(), admission.linger().unwrap());
+        drop(admission.enter(&of("")).unwrap());
+        let draining = tokio::spawn({
+            let admission = admission.clone();
+            async move { admission.drain().await }
+        });
+        tokio::task::yield_now().await;
+        assert!(!draining.is_finished() && admission.linger().is_err());
+        drop(lingering);
+        draining.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_comes_to_nothing_costs_no_rate() {
+        let quota = Quota { requests_per_second: 0.001, burst: 2, ..Quota::default() };
+        let admission = Admission::new(Options { tenants: [("acme".to_owned(), quota)].into(), ..Options::bound(8) });
+        for _ in 0..10 {
+            admission.enter(&of("acme")).unwrap().came_to_nothing();
+        }
+        drop((admission.enter(&of("acme")).unwrap(), admission.enter(&of("acme")).unwrap()));
+        assert_eq!(reason(admission.enter(&of("acme"))), "QUOTA");
     }
 
     #[tokio::test(start_paused = true)]

@@ -115,9 +115,23 @@ pub(super) struct Tenant {
     /// Milliseconds after `born` at which it last came or left.
     seen: AtomicU64,
     bucket: ArcSwapOption<Bucket>,
+    /// What was taken of the rate for nothing, and may be taken again.
+    given_back: AtomicU32,
 }
 
 impl Tenant {
+    /// Gives one request's part of the rate back; no more than a burst's, should the rate be changed meanwhile.
+    pub(super) fn give_back(&self) {
+        let most = self.quota.burst.max(1);
+        if self.quota.requests_per_second > 0.0 {
+            let _ = self.given_back.fetch_update(Relaxed, Relaxed, |given| (given < most).then_some(given + 1));
+        }
+    }
+
+    fn takes_what_was_given_back(&self) -> bool {
+        self.given_back.fetch_update(Relaxed, Relaxed, |given| given.checked_sub(1)).is_ok()
+    }
+
     /// One of its requests comes in; how many there were.
     pub(super) fn entered(&self) -> u32 {
         self.touch();
@@ -182,6 +196,7 @@ impl Tenants {
             inside: AtomicU32::new(0),
             seen: AtomicU64::new(0),
             bucket: ArcSwapOption::empty(),
+            given_back: AtomicU32::new(0),
         };
         self.known.entry(name.clone()).or_insert_with(|| Arc::new(tenant())).clone()
     }
@@ -204,7 +219,7 @@ impl Tenants {
             let message = format!("tenant '{}' has {own} requests in work{}, its quota", called(name), here());
             return Err(refused("quota", "QUOTA", message, SOON));
         }
-        if quota.requests_per_second == 0.0 {
+        if quota.requests_per_second == 0.0 || tenant.takes_what_was_given_back() {
             return Ok(());
         }
         let mut bucket = tenant.bucket.load_full();

@@ -7,10 +7,11 @@ use std::time::Duration;
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::sync::{Semaphore, watch};
 
-pub use super::queue::Continue;
+pub use super::queue::{Continue, Ready};
 use super::queue::{self, Queue, Work};
+use super::pauses::Pauses;
 use super::run::{Absences, Bench};
-use super::{Jobs, QUEUES};
+use super::{Jobs, QUEUES, expiry};
 use crate::error::{Error, Result};
 use crate::supervision::policy::{Intensity, Verdict};
 use crate::supervision::tree::{State as TreeState, Tree};
@@ -26,7 +27,7 @@ pub struct Intake {
 }
 
 impl Intake {
-    /// Starts it. `trace` makes a span a part of the trace that a message names.
+    /// Starts it. It takes tasks while `ready` says so. `trace` makes a span a part of the trace that a message names.
     ///
     /// # Errors
     /// If its actor cannot start.
@@ -36,15 +37,17 @@ impl Intake {
         gateway: &str,
         tree: Tree,
         trace: Continue,
+        ready: Ready,
     ) -> Result<Self> {
+        tokio::spawn(expiry::forget_what_is_over(jobs.clone(), gateway.to_owned()));
         let concurrency = jobs.options.concurrency;
         let permits = QUEUES.map(|name| (name, Arc::new(Semaphore::new(concurrency))));
         let permits = Arc::new(HashMap::from(permits));
         let (work, seen) = watch::channel(Work::On);
         if concurrency > 0 {
-            let bench = Arc::new(Bench { jobs, understanding, absences: Absences::default() });
-            let args =
-                Arguments { path: format!("{gateway}/jobs"), bench, permits: permits.clone(), work: seen, tree, trace };
+            let bench = Arc::new(Bench { jobs, understanding, absences: Absences::default(), pauses: Pauses::default() });
+            let (path, permits) = (format!("{gateway}/jobs"), permits.clone());
+            let args = Arguments { path, bench, permits, work: seen, tree, trace, ready };
             let started = Actor::spawn(None, Supervisor, args).await;
             started.map_err(|error| Error::Internal(format!("cannot start the job intake: {error}")))?;
         }
@@ -81,6 +84,7 @@ struct Arguments {
     work: watch::Receiver<Work>,
     tree: Tree,
     trace: Continue,
+    ready: Ready,
 }
 
 struct State {
@@ -141,7 +145,7 @@ impl State {
         let depth = self.args.tree.starting(&path, "queue");
         let Some(permits) = self.args.permits.get(name).cloned() else { return Ok(()) };
         let (bench, work, trace) = (self.args.bench.clone(), self.args.work.clone(), self.args.trace.clone());
-        let args = queue::Arguments { name, bench, permits, work, depth, trace };
+        let args = queue::Arguments { name, bench, permits, work, depth, trace, ready: self.args.ready.clone() };
         let (queue, _) = Actor::spawn_linked(None, Queue, args, myself.get_cell()).await?;
         self.args.tree.running(&path, queue.get_cell());
         self.names.insert(queue.get_id(), name);

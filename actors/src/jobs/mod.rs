@@ -5,24 +5,31 @@
 //! requests, behind all of these. A message is acknowledged after its result is kept, and results are kept by
 //! creating a record that must not be there yet: whatever is done twice is visible once.
 
+mod carry;
+mod dead;
+mod expiry;
+pub mod grave;
 pub mod intake;
+mod keep;
+mod pauses;
 mod queue;
 pub mod record;
 mod run;
 pub mod submit;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_stream::try_stream;
-use futures::future::try_join_all;
 use futures::{Stream, StreamExt, TryStreamExt};
+use parking_lot::Mutex;
 use sensorium_cluster::bus::Bus;
 use sensorium_cluster::jobs::{Error as StoreError, Jobs as Store, Message};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use self::record::{Content, Letter, Outcome, Record, Snapshot, State};
+use self::record::{Outcome, Record, Snapshot, State};
 use crate::error::{Error, Result};
 
 /// One work queue per modality.
@@ -56,8 +63,12 @@ pub struct Options {
     pub wait_seconds: u64,
     /// Milliseconds before a failed task is tried again; doubled each time, up to a minute. Default: 500.
     pub backoff_ms: u64,
-    /// Bytes of an item that travel within its message; larger ones lie in the object store. Default: 65536.
+    /// Bytes of an item that travel within its message; larger ones lie in the object store. At most 262144.
+    /// Default: 65536.
     pub inline_bytes: usize,
+    /// Bytes that a tenant's jobs may have been submitted with while they are not over, a KiB for each part included;
+    /// more are refused. Default: 4294967296.
+    pub tenant_bytes: u64,
 }
 
 impl Default for Options {
@@ -70,6 +81,7 @@ impl Default for Options {
             wait_seconds: 300,
             backoff_ms: 500,
             inline_bytes: 64 << 10,
+            tenant_bytes: 4 << 30,
         }
     }
 }
@@ -80,6 +92,10 @@ impl From<StoreError> for Error {
         match error {
             StoreError::Unavailable(message) => Self::Unavailable { reason: "JOBS_UNAVAILABLE", message, retry_after },
             StoreError::Full(message) => Self::Exhausted { reason: "JOBS_QUEUE_FULL", message, retry_after },
+            StoreError::NoRoom(message) => {
+                Self::Exhausted { reason: "JOBS_STORAGE_FULL", message, retry_after: Duration::from_secs(5) }
+            }
+            StoreError::TooLarge(message) => Self::invalid("items", message),
             StoreError::Setup(message) => Self::FailedPrecondition { reason: "JOBS_SETUP", message },
         }
     }
@@ -100,12 +116,16 @@ pub struct Jobs {
     store: Store,
     options: Arc<Options>,
     bus: Bus,
+    /// How long a job is kept after its end.
+    retention: Duration,
+    /// Bytes of each tenant's uploads at this gateway.
+    uploading: Arc<Mutex<HashMap<String, u64>>>,
 }
 
 impl Jobs {
-    /// Jobs that are kept in `store`; what is given up is told on `bus`.
-    pub fn new(store: Store, options: Options, bus: Bus) -> Self {
-        Self { store, options: Arc::new(options), bus }
+    /// Jobs that are kept in `store`, and forgotten after `retention` from their end; what is given up is told on `bus`.
+    pub fn new(store: Store, options: Options, retention: Duration, bus: Bus) -> Self {
+        Self { store, options: Arc::new(options), bus, retention, uploading: Arc::default() }
     }
 
     /// Where they are kept.
@@ -145,6 +165,7 @@ impl Jobs {
             if self.store.update(&record::key(&snapshot.record.tenant, &snapshot.record.id), value, revision).await? {
                 let took = Duration::from_millis(now.saturating_sub(snapshot.record.submitted));
                 metrics::histogram!("sensorium_job_duration_seconds").record(took);
+                self.close(&snapshot.record).await?;
             } else {
                 // somebody else has seen it first
                 let (tenant, id) = (snapshot.record.tenant.clone(), snapshot.record.id.clone());
@@ -155,6 +176,11 @@ impl Jobs {
             }
         }
         Ok(snapshot)
+    }
+
+    /// What a job was submitted with no longer counts against its tenant.
+    async fn close(&self, record: &Record) -> Result<()> {
+        Ok(self.store.remove_below(&format!("{}.{}", record::open(&record.tenant), record.id)).await?)
     }
 
     /// A job as it is.
@@ -178,12 +204,7 @@ impl Jobs {
     }
 
     async fn outcome(&self, key: String) -> Result<Option<Outcome>> {
-        let Some(kept) = self.store.get(&key).await? else { return Ok(None) };
-        let value = match record::decode(&kept.value)? {
-            Content::Inline(value) => Some(value),
-            Content::Blob(name) => self.store.blob(&name).await?,
-        };
-        value.map(|value| record::from_json(&value)).transpose()
+        self.kept(&key).await?.map(|value| record::from_json(&value)).transpose()
     }
 
     /// The job whenever it has changed, until it is over.
@@ -264,93 +285,9 @@ impl Jobs {
         Ok(page)
     }
 
-    /// The dead letters from a place on, each with its place.
-    ///
-    /// # Errors
-    /// `Unavailable`.
-    pub async fn dead(&self, from: u64, most: usize) -> Result<Vec<(u64, Letter)>> {
-        let dead = self.store.dead(from, most).await?;
-        let read = dead.into_iter().filter_map(|dead| match record::decode(&dead.body) {
-            Ok(letter) => Some((dead.sequence, letter)),
-            Err(error) => {
-                tracing::error!(sequence = dead.sequence, %error, "a dead letter of another build is left out");
-                None
-            }
-        });
-        Ok(read.collect())
-    }
-
-    /// Tries a dead letter once more, from where its item failed. The letter is taken away last: replayed by two at once,
-    /// or once more after it broke off, it is done twice and seen once.
-    ///
-    /// # Errors
-    /// `NotFound` if there is none at this place; or its job, or what it was given, has expired. `FailedPrecondition` if
-    /// its job was cancelled.
-    pub async fn replay(&self, sequence: u64) -> Result<Letter> {
-        let found = self.dead(sequence, 1).await?.into_iter().find(|(place, _)| *place == sequence);
-        let Some((_, letter)) = found else {
-            let what = format!("dead letter {sequence}");
-            return Err(Error::NotFound { what, known: "it was replayed, or has expired".to_owned() });
-        };
-        let task = record::Task { attempt: rand::random_range(1..u32::MAX), ..letter.task.clone() };
-        self.given(&letter, &task).await?;
-        // an earlier replay has done it
-        let outcome = self.outcome(task.outcome()).await?;
-        if outcome.and_then(|outcome| outcome.report).is_some_and(|report| report.branches.iter().all(run::has_spoken))
-        {
-            self.store.unbury(sequence).await?;
-            return Ok(letter);
-        }
-        let reopen = async || {
-            let (record, revision) = self.record(&letter.tenant, &task.id).await?;
-            let record = Record { finished: None, done: 0, failed: 0, ..record };
-            Ok::<_, Error>(
-                self.store
-                    .update(&record::key(&record.tenant, &record.id), record::to_json(&record)?, revision)
-                    .await?,
-            )
-        };
-        let mut forgotten = vec![task.outcome(), task.failure()];
-        if let record::Step::Sense(modality, _) = task.step {
-            forgotten.push(task.part(modality));
-        }
-        try_join_all(forgotten.iter().map(|key| self.store.remove(key))).await?;
-        // after them: whoever counted them before cannot write down what they were
-        while !reopen().await? {}
-        self.push(&task, "").await?;
-        self.store.unbury(sequence).await?;
-        self.store.tell(&task.id, "");
-        Ok(letter)
-    }
-
-    /// Whether all that a dead letter needs is still there.
-    async fn given(&self, letter: &Letter, task: &record::Task) -> Result<()> {
-        if self.record(&letter.tenant, &task.id).await?.0.cancelled {
-            let message = format!("job '{}' was cancelled, expected one that still wants its items", task.id);
-            return Err(Error::FailedPrecondition { reason: "JOB_CANCELLED", message });
-        }
-        let expired = |what: &str| Error::NotFound {
-            what: format!("{what} of item {} of job '{}'", task.item, task.id),
-            known: "it has expired".to_owned(),
-        };
-        self.store.get(&task.work()).await?.ok_or_else(|| expired("what was asked"))?;
-        match &task.step {
-            record::Step::Sense(_, Content::Blob(name)) => {
-                self.store.blob(name).await?.ok_or_else(|| expired("the content"))?;
-            }
-            record::Step::Sense(..) => {}
-            record::Step::Join => {
-                let parts = self.store.keys(&task.parts()).await?;
-                if parts.len() < task.modalities.len() {
-                    return Err(expired("a part"));
-                }
-            }
-        }
-        Ok(())
-    }
-
     async fn push(&self, task: &record::Task, trace: &str) -> Result<()> {
-        let message = Message { id: task.message_id(), trace: trace.to_owned(), body: task.encode()? };
+        let message =
+            Message { id: task.message_id(), flow: task.flow(), trace: trace.to_owned(), body: task.encode()? };
         Ok(self.store.push(task.queue(), message).await?)
     }
 }

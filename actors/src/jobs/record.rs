@@ -1,6 +1,7 @@
 //! What a job is, in the forms in which it is kept and sent.
 //!
-//! Keys of records: `job.<tenant>.<job>`, `work.<run>` for what is to be done, `part.<run>.<item>.<modality>` for what one sense said of an item,
+//! Keys of records: `job.<tenant>.<job>`, `open.<tenant>.<job>.<bytes>` for as long as it is not over, `work.<run>` for
+//! what is to be done, `live.<run>` for when its upload was last heard of, `part.<run>.<item>.<modality>` for what one sense said of an item,
 //! `item.<run>.<item>` for all of it, `fail.<run>.<item>` beside it if it failed. How far a job is, is nowhere written
 //! down: it is how many items there are. Each submission is a run of its own, and the first to be complete becomes the
 //! job: what came of an earlier one that broke off, perhaps with other items, is never taken for its own.
@@ -59,6 +60,12 @@ pub struct Record {
     /// Items that had failed then.
     #[serde(default)]
     pub failed: u64,
+    /// Bytes that were submitted.
+    #[serde(default)]
+    pub bytes: u64,
+    /// Submissions that were taken for broken off: they are accepted no more.
+    #[serde(default)]
+    pub broken: Vec<String>,
 }
 
 /// Where a job stands.
@@ -187,21 +194,6 @@ pub enum Step {
     Join,
 }
 
-/// A task that failed too often.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Letter {
-    /// On whose behalf.
-    pub tenant: String,
-    /// The task.
-    pub task: Task,
-    /// Why it failed the last time.
-    pub error: String,
-    /// How often it was tried.
-    pub deliveries: u64,
-    /// Milliseconds since 1970.
-    pub buried: u64,
-}
-
 impl Task {
     /// Its queue: that of its modality; joining is done where words are written.
     pub fn queue(&self) -> &'static str {
@@ -226,6 +218,16 @@ impl Task {
 
     pub(super) fn part(&self, modality: Modality) -> String {
         format!("part.{}.{}.{modality}", self.run, self.item)
+    }
+
+    /// Where what a sense said lies if it is large.
+    pub(super) fn said(&self, modality: Modality) -> String {
+        format!("{}.{}", self.part(modality), self.attempt)
+    }
+
+    /// Who it takes turns with others as: its tenant.
+    pub(super) fn flow(&self) -> String {
+        self.job.split('.').nth(1).unwrap_or_default().to_owned()
     }
 
     pub(super) fn parts(&self) -> String {
@@ -264,6 +266,21 @@ pub(super) fn work(run: &str) -> String {
     format!("work.{run}")
 }
 
+/// The key of when an upload was last heard of.
+pub(super) fn live(run: &str) -> String {
+    format!("live.{run}")
+}
+
+/// What keys of jobs that are not over begin with; the bytes that they were submitted with come last.
+pub(super) fn open(tenant: &str) -> String {
+    tenant_key(tenant).replacen("job.", "open.", 1)
+}
+
+/// Whether a blob belongs to a submission.
+pub(super) fn is_of_run(blob: &str, is_run: impl Fn(&str) -> bool) -> bool {
+    blob.split('.').take(2).any(is_run)
+}
+
 /// The blob of an item's content.
 pub(super) fn content(task: &Task, modality: Modality) -> String {
     format!("{}.{}.{modality}", task.run, task.item)
@@ -277,7 +294,7 @@ pub(super) fn encode<T: Serialize>(value: &T) -> Result<Bytes> {
 }
 
 pub(super) fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T> {
-    postcard::from_bytes(bytes).map_err(|error| Error::Internal(format!("cannot read a task: {error}")))
+    postcard::from_bytes(bytes).map_err(|error| unreadable("a task", &error))
 }
 
 /// The form of records, which people may read.
@@ -288,8 +305,16 @@ pub(super) fn to_json<T: Serialize>(value: &T) -> Result<Bytes> {
 }
 
 pub(super) fn from_json<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T> {
-    serde_json::from_slice(bytes).map_err(|error| Error::Internal(format!("cannot read a record: {error}")))
+    serde_json::from_slice(bytes).map_err(|error| unreadable("a record", &error))
 }
+
+/// It will be no more readable another time; perhaps to another build.
+fn unreadable(what: &str, error: &dyn std::fmt::Display) -> Error {
+    Error::FailedPrecondition { reason: UNREADABLE, message: format!("cannot read {what}: {error}") }
+}
+
+/// The reason of what cannot be read.
+pub(super) const UNREADABLE: &str = "JOBS_UNREADABLE";
 
 pub(super) fn now() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -353,6 +378,8 @@ mod tests {
             finished: None,
             done: 0,
             failed: 0,
+            bytes: 0,
+            broken: Vec::new(),
         }
     }
 
@@ -377,7 +404,6 @@ mod tests {
         #[test]
         fn what_is_no_task_is_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = Task::decode(&bytes);
-            let _ = decode::<Letter>(&bytes);
         }
 
         #[test]

@@ -10,8 +10,11 @@ use parking_lot::Mutex;
 use serde_json::json;
 use tokio::time::Instant;
 
+use super::grave::{Letter, Unreadable};
+use super::keep::{readable, until_kept};
+use super::pauses::Pauses;
+use super::record::{self, Content, Outcome, Record, Step, Task, UNREADABLE, Work};
 use super::Jobs;
-use super::record::{self, Content, Letter, Outcome, Record, Step, Task, Work};
 use crate::error::{Error, Result};
 use crate::manifest::Modality;
 use crate::request::Context;
@@ -31,6 +34,7 @@ pub(super) struct Bench {
     pub(super) jobs: Jobs,
     pub(super) understanding: Understanding,
     pub(super) absences: Absences,
+    pub(super) pauses: Pauses,
 }
 
 /// Since when there is nobody for a kind of task, as this gateway has seen. All tasks of the kind wait for the same time:
@@ -53,6 +57,17 @@ impl Absences {
 /// Whether it did what it could, though there may have been nothing to say.
 pub(super) fn has_spoken(branch: &Branch) -> bool {
     !matches!(branch.state, State::Failed | State::Late)
+}
+
+/// Whether everything that was asked of an item was done.
+pub(super) fn is_whole(outcome: &Outcome) -> bool {
+    outcome.error.is_empty()
+        && outcome.report.as_ref().is_some_and(|report| report.branches.iter().all(has_spoken))
+}
+
+/// Whether the tenant has to wait, while others need not: its task does not wait in a place that others could have.
+pub(super) fn is_of_the_tenant(error: &Error) -> bool {
+    matches!(error, Error::Exhausted { reason: "QUOTA" | "FAIR_SHARE", .. })
 }
 
 /// Whether a failure would come again wherever and whenever the task is tried.
@@ -87,14 +102,20 @@ impl Bench {
         let context = Self::context(&record, &work, span);
         match &task.step {
             Step::Sense(modality, content) => {
-                if self.jobs.store.get(&task.part(*modality)).await?.is_none() {
+                if self.jobs.kept(&task.part(*modality)).await?.is_none() {
                     let branch = self.sense(&work, *modality, content, &context).await?;
-                    self.jobs.store.create(&task.part(*modality), record::to_json(&branch)?).await?;
+                    self.say(task, &branch).await?;
                 }
                 self.join_if_complete(&work, task, trace, &context).await
             }
             Step::Join => self.join(&work, task, &context).await,
         }
+    }
+
+    /// Keeps what a sense said of an item.
+    async fn say(&self, task: &Task, branch: &Branch) -> Result<()> {
+        let value = readable(branch, &format!("what {} said", branch.model.name))?;
+        self.jobs.keep(&task.part(branch.modality), value, task.said(branch.modality)).await.map(drop)
     }
 
     /// The job of a task, and what is to be done; nothing if that has expired, was cancelled or outrun, or is done.
@@ -105,7 +126,11 @@ impl Bench {
         let (Some(job), Some(work), None) = (job, work, outcome) else { return Ok(None) };
         let record: Record = record::from_json(&job.value)?;
         let outrun = !record.run.is_empty() && record.run != task.run;
-        if record.cancelled || outrun {
+        if record.cancelled || outrun || record.broken.contains(&task.run) {
+            return Ok(None);
+        }
+        // it may never be accepted: it is worked on for as long as somebody uploads it
+        if record.total.is_none() && self.jobs.has_broken_off(&record, &task.run).await? {
             return Ok(None);
         }
         Ok(Some((record, record::from_json(&work.value)?)))
@@ -118,6 +143,7 @@ impl Bench {
             span: Some(span),
             tenant: record.tenant.as_str().into(),
             models: work.models.clone().map(Into::into),
+            patient: true,
             ..Context::default()
         }
     }
@@ -165,8 +191,14 @@ impl Bench {
             let error = {
                 match self.understanding.enter(&context) {
                     Err(error) => error,
-                    Ok(_permit) => match attempt(context).await {
-                        Err(error) => error,
+                    Ok(permit) => match attempt(context).await {
+                        Err(error) => {
+                            // the tenant's rate is for what it gets something for
+                            if !is_final(&error) {
+                                permit.came_to_nothing();
+                            }
+                            error
+                        }
                         done => {
                             self.absences.end(kind);
                             return done;
@@ -175,6 +207,7 @@ impl Bench {
                 }
             };
             match error {
+                error if is_of_the_tenant(&error) => return Err(error),
                 Error::Exhausted { retry_after, .. } => tokio::time::sleep(retry_after.max(SHORTEST_WAIT)).await,
                 error if !is_absent(&error) => return Err(error),
                 error if self.absences.lasts(kind) >= wait => return Err(error),
@@ -193,6 +226,9 @@ impl Bench {
         let join = Task { step: Step::Join, ..task.clone() };
         match self.jobs.push(&join, trace).await {
             Err(Error::Exhausted { .. }) => self.join(work, &join, context).await,
+            Err(Error::Unavailable { reason: "JOBS_UNAVAILABLE", .. }) => {
+                until_kept!(self.jobs.push(&join, trace).await)
+            }
             pushed => pushed,
         }
     }
@@ -202,14 +238,21 @@ impl Bench {
         self.conclude(task, Some(report), String::new()).await
     }
 
+    /// What the senses said of an item. What cannot be read any more is a sense that has failed: the others have spoken.
+    async fn parts(&self, task: &Task) -> Result<Vec<Branch>> {
+        let parts = task.modalities.iter().map(|&modality| async move {
+            let kept = self.jobs.kept(&task.part(modality)).await?;
+            let kept = kept.ok_or_else(|| Error::lost("a part of the item"))?;
+            Ok(record::from_json::<Branch>(&kept).unwrap_or_else(|error| {
+                Branch::silent(modality, self.understanding.model(modality), State::Failed, error.to_string())
+            }))
+        });
+        try_join_all(parts).await
+    }
+
     /// What the parts of an item say together.
     async fn report(&self, work: &Work, task: &Task, context: &Context) -> Result<Report> {
-        let parts = task.modalities.iter().map(|&modality| async move {
-            let kept = self.jobs.store.get(&task.part(modality)).await?;
-            let kept = kept.ok_or_else(|| Error::lost("a part of the item"))?;
-            record::from_json::<Branch>(&kept.value)
-        });
-        let branches: Vec<Branch> = try_join_all(parts).await?;
+        let branches = self.parts(task).await?;
         let input = work.question_of(&branches);
         let timings = branches.iter().map(|branch| crate::understand::report::Timing {
             stage: branch.modality.to_string(),
@@ -217,7 +260,7 @@ impl Bench {
         });
         let timings: Vec<_> = timings.collect();
         let (input, branches, timings) = (&input, &branches, &timings);
-        self.patiently("join", context, |context| async move {
+        let conclude = |context: Context| async move {
             let before = (Instant::now(), timings.clone());
             let mut events = std::pin::pin!(self.understanding.conclude(input, branches.clone(), &context, before));
             let mut told = Err(Error::Internal("understanding ended without a report".to_owned()));
@@ -233,8 +276,27 @@ impl Bench {
                 }
                 told => told,
             }
-        })
-        .await
+        };
+        if input.no_answer {
+            // nobody is asked anything, so there is nothing to wait for
+            return conclude(context.clone()).await;
+        }
+        self.patiently("join", context, conclude).await
+    }
+
+    /// What the senses of an item said, without the answer that could not be written.
+    async fn without_answer(&self, task: &Task, work: &Work, reason: &str, context: &Context) -> Option<Report> {
+        let mute = Work { no_answer: true, ..work.clone() };
+        match self.report(&mute, task, context).await {
+            Ok(mut report) => {
+                (report.degraded, report.answer.reason) = (true, reason.to_owned());
+                Some(report)
+            }
+            Err(error) => {
+                tracing::warn!(job = task.id, item = task.item, %error, "what the senses said is lost");
+                None
+            }
+        }
     }
 
     /// Keeps what came of an item, once.
@@ -247,19 +309,19 @@ impl Bench {
             })
         });
         let error = silent.flatten().map_or(error, |reasons| reasons.join("; "));
-        let outcome = Outcome { index: task.item, name: task.name.clone(), report, error };
-        let value = record::to_json(&outcome)?;
-        let content = if value.len() > self.jobs.options.inline_bytes {
-            let name = format!("{}.outcome.{}", task.outcome(), task.attempt);
-            self.jobs.store.put_blob(&name, value).await?;
-            Content::Blob(name)
-        } else {
-            Content::Inline(value)
+        let mut outcome = Outcome { index: task.item, name: task.name.clone(), report, error };
+        let value = match readable(&outcome, "what came of it") {
+            Ok(value) => value,
+            Err(error) => {
+                (outcome.report, outcome.error) = (None, error.to_string());
+                record::to_json(&outcome)?
+            }
         };
         if !outcome.error.is_empty() {
-            self.jobs.store.create(&task.failure(), Bytes::new()).await?;
+            until_kept!(self.jobs.store.create(&task.failure(), Bytes::new()).await.map_err(Error::from))?;
         }
-        let first = self.jobs.store.create(&task.outcome(), record::encode(&content)?).await?;
+        let blob = format!("{}.outcome.{}", task.outcome(), task.attempt);
+        let first = self.jobs.keep(&task.outcome(), value, blob).await?;
         // of two that did the same, the first one's word counts
         let outcome = if first { Some(outcome) } else { self.jobs.outcome(task.outcome()).await? };
         if !first && outcome.as_ref().is_some_and(|outcome| outcome.error.is_empty()) {
@@ -267,9 +329,7 @@ impl Bench {
         }
         match outcome {
             // an item of which a part has failed may be replayed, and needs what it was given
-            Some(outcome) if outcome.report.as_ref().is_some_and(|report| report.branches.iter().all(has_spoken)) => {
-                self.forget(task).await;
-            }
+            Some(outcome) if is_whole(&outcome) => self.forget(task).await,
             _ => {}
         }
         self.jobs.store.tell(&task.id, "");
@@ -278,47 +338,89 @@ impl Bench {
 
     async fn forget(&self, task: &Task) {
         for &modality in &task.modalities {
+            self.jobs.forget_kept(&task.part(modality)).await;
             // expires anyhow
-            let _ = self.jobs.store.remove(&task.part(modality)).await;
             let _ = self.jobs.store.remove_blob(&record::content(task, modality)).await;
         }
     }
 
     /// Lays a task to the dead letters; its item has failed, and the job goes on without it. Done twice it is one letter,
-    /// and a task of which the result is there, or wanted no more, needs none.
+    /// and a task of which the result is there, or wanted no more, needs none. What cannot even be read is buried as it
+    /// is: it would be in the way for ever.
     pub(super) async fn bury(&self, task: Task, trace: &str, deliveries: u64, error: &str) -> Result<()> {
-        let Some((record, work)) = self.wanted(&task).await? else { return Ok(()) };
+        let wanted = match self.wanted(&task).await {
+            Err(Error::FailedPrecondition { reason: UNREADABLE, .. }) => None,
+            wanted => match wanted? {
+                None => return Ok(()),
+                wanted => wanted,
+            },
+        };
         let store = &self.jobs.store;
+        let reason = format!("given up after {deliveries} deliveries: {error}");
+        let Some((record, work)) = wanted else {
+            self.lay(&task, String::new(), deliveries, error).await?;
+            return self.conclude(&task, None, reason).await;
+        };
         let context = Self::context(&record, &work, tracing::Span::current());
         if let Step::Sense(modality, _) = task.step
             && store.get(&task.part(modality)).await?.is_some()
         {
             return self.join_if_complete(&work, &task, trace, &context).await;
         }
-        tracing::error!(job = task.id, item = task.item, queue = task.queue(), deliveries, error, "task given up");
-        metrics::counter!("sensorium_jobs_dead_total", "modality" => task.queue()).increment(1);
-        let reason = format!("given up after {deliveries} deliveries: {error}");
-        let letter = Letter {
-            tenant: record.tenant,
-            task: task.clone(),
-            error: error.to_owned(),
-            deliveries,
-            buried: record::now(),
-        };
-        store.bury(&format!("dead.{}", task.message_id()), record::encode(&letter)?).await?;
-        let Task { id, item, .. } = &task;
-        let queue = task.queue();
-        let details = json!({ "job": id, "item": item, "modality": queue, "deliveries": deliveries, "error": error });
-        self.jobs.bus.publish("task.dead", details);
+        self.lay(&task, record.tenant, deliveries, error).await?;
         match task.step {
             Step::Sense(modality, _) => {
                 let branch = Branch::silent(modality, self.understanding.model(modality), State::Failed, reason);
-                store.create(&task.part(modality), record::to_json(&branch)?).await?;
+                self.say(&task, &branch).await?;
                 self.join_if_complete(&work, &task, trace, &context).await
             }
-            Step::Join => self.conclude(&task, None, reason).await,
+            Step::Join => {
+                let report = self.without_answer(&task, &work, &reason, &context).await;
+                self.conclude(&task, report, reason).await
+            }
         }
     }
+
+    /// Writes the letter, and says so.
+    async fn lay(&self, task: &Task, tenant: String, deliveries: u64, error: &str) -> Result<()> {
+        let error = shortened(error);
+        tracing::error!(job = task.id, item = task.item, queue = task.queue(), deliveries, error, "task given up");
+        metrics::counter!("sensorium_jobs_dead_total", "modality" => task.queue()).increment(1);
+        let letter =
+            Letter { tenant, task: task.clone(), error: error.to_owned(), deliveries, buried: record::now() };
+        let (id, letter) = (format!("dead.{}", task.message_id()), record::encode(&letter)?);
+        until_kept!(self.jobs.store.bury(&id, letter.clone()).await.map_err(Error::from))?;
+        let Task { id, item, .. } = task;
+        let queue = task.queue();
+        let details = json!({ "job": id, "item": item, "modality": queue, "deliveries": deliveries, "error": error });
+        self.jobs.bus.publish("task.dead", details);
+        Ok(())
+    }
+
+    /// Lays a message to the dead letters that nobody could read.
+    pub(super) async fn bury_unreadable(&self, message: Unreadable) -> Result<()> {
+        let Unreadable { queue, error, deliveries, body, .. } = &message;
+        tracing::error!(queue, deliveries, error, "a message that nobody could read is given up");
+        metrics::counter!("sensorium_jobs_dead_total", "modality" => queue.clone()).increment(1);
+        // of two that say the same, and of one that was replayed, each has its letter
+        let (id, letter) = (format!("dead.{}.{:x}", blake3::hash(body).to_hex(), rand::random::<u64>()), message.encode()?);
+        until_kept!(self.jobs.store.bury(&id, letter.clone()).await.map_err(Error::from))?;
+        let details = json!({ "modality": queue, "deliveries": deliveries, "error": error });
+        self.jobs.bus.publish("task.dead", details);
+        Ok(())
+    }
+}
+
+/// Bytes of an error that is kept.
+const MAX_ERROR: usize = 4096;
+
+/// What fits into a letter.
+fn shortened(error: &str) -> &str {
+    let mut end = error.len().min(MAX_ERROR);
+    while !error.is_char_boundary(end) {
+        end -= 1;
+    }
+    &error[..end]
 }
 
 #[cfg(test)]

@@ -1,9 +1,16 @@
 //! Guards: models that judge what is sensed. By configuration they annotate or contain.
 
+use std::time::Duration;
+
+use tokio::time::Instant;
+
 use super::Understanding;
 use super::report::{Branch, Guard, ModelRef, State};
 use crate::error::{Error, Result};
 use crate::request::{Context, Request};
+
+/// A guard that stays away is worth a word this often.
+const SAY_AGAIN: Duration = Duration::from_secs(60);
 
 impl Understanding {
     /// What the image guard thinks; `None` if there is none.
@@ -44,20 +51,43 @@ impl Understanding {
         let (reply, score) = match judged {
             Ok(judged) => judged,
             Err(error @ Error::InvalidArgument { .. }) => return Err(error),
+            Err(error) if blocks && context.patient => return Err(error),
             Err(error) => {
-                tracing::warn!(guard = &*request.model, %error, blocks, "guard cannot judge");
                 metrics::counter!("sensorium_guard_failures_total", "model" => request.model.to_string()).increment(1);
+                if self.is_news(&request.model) {
+                    tracing::warn!(guard = &*request.model, %error, blocks, "guard cannot judge");
+                }
                 let model = ModelRef { name: request.model.to_string(), version: String::new() };
                 let unjudged = Guard { model, score: None, threshold, triggered: false, blocked: true };
                 return Ok(blocks.then_some(unjudged));
             }
         };
+        self.is_back(&request.model);
         let triggered = score >= threshold;
         if triggered {
             metrics::counter!("sensorium_guard_triggered_total", "model" => request.model.to_string()).increment(1);
         }
         let model = ModelRef { name: reply.model.to_string(), version: reply.version.to_string() };
         Ok(Some(Guard { model, score: Some(score), threshold, triggered, blocked: triggered && blocks }))
+    }
+}
+
+impl Understanding {
+    /// Whether nobody has said yet that a guard is away: once is enough until it is back, or for a minute.
+    fn is_news(&self, guard: &str) -> bool {
+        let now = Instant::now();
+        let mut away = self.away.entry(guard.to_owned()).or_insert(None);
+        let news = away.is_none_or(|said| now.duration_since(said) > SAY_AGAIN);
+        if news {
+            *away = Some(now);
+        }
+        news
+    }
+
+    fn is_back(&self, guard: &str) {
+        if !self.away.is_empty() && self.away.remove(guard).is_some() {
+            tracing::info!(guard, "guard judges again");
+        }
     }
 }
 

@@ -29,6 +29,20 @@ pub struct Input {
     pub sampling: Parameters,
 }
 
+/// Weights and sampling are in their ranges.
+///
+/// # Errors
+/// `InvalidArgument` with the field.
+pub(crate) fn check(emphases: &BTreeMap<Modality, Emphasis>, sampling: &Parameters) -> Result<()> {
+    for (modality, emphasis) in emphases {
+        if !(emphasis.weight.is_finite() && emphasis.weight >= 0.0) {
+            let field = format!("emphasis.{modality}.weight");
+            return Err(Error::invalid(field, format!("{}, expected a finite number, 0 or more", emphasis.weight)));
+        }
+    }
+    ensemble::check_sampling(sampling)
+}
+
 impl Input {
     /// What can be told without any model: weights and sampling are in their ranges. What is kept before it is done is
     /// checked before it is kept.
@@ -36,13 +50,7 @@ impl Input {
     /// # Errors
     /// `InvalidArgument` with the field.
     pub fn check(&self) -> Result<()> {
-        for (modality, emphasis) in &self.emphasis {
-            if !(emphasis.weight.is_finite() && emphasis.weight >= 0.0) {
-                let field = format!("emphasis.{modality}.weight");
-                return Err(Error::invalid(field, format!("{}, expected a finite number, 0 or more", emphasis.weight)));
-            }
-        }
-        ensemble::check_sampling(&self.sampling)
+        check(&self.emphasis, &self.sampling)
     }
 
     pub(super) fn modalities(&self) -> Vec<Modality> {

@@ -29,6 +29,7 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 pub use self::input::Input;
+pub(crate) use self::input::check;
 use self::report::{Answer, Branch, Report, State, Timing};
 use self::space::LabelSpace;
 use crate::admission::Permit;
@@ -116,6 +117,8 @@ pub struct Understanding {
     manifest: Arc<Manifest>,
     /// What holders of models have told, for when they are gone.
     policies: Arc<DashMap<String, Policy>>,
+    /// Guards that could not judge, and when that was said.
+    away: Arc<DashMap<String, Option<Instant>>>,
 }
 
 impl Understanding {
@@ -129,6 +132,7 @@ impl Understanding {
             space: Arc::default(),
             manifest,
             policies: Arc::default(),
+            away: Arc::default(),
         })
     }
 

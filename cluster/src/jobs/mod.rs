@@ -2,13 +2,16 @@
 //! the dead letters of what failed too often.
 //!
 //! In a cluster all of it lies in NATS JetStream ([`Nats`]): a work-queue stream per queue, a key-value bucket of records,
-//! an object store of blobs, each with an expiry. The embedded twin keeps the same on disk (`disk.rs`), so that jobs of one
-//! machine survive a restart as well. What a job *is*, neither knows.
+//! an object store of blobs. The embedded twin keeps the same on disk (`disk.rs`), so that jobs of one machine survive a
+//! restart as well. Neither knows what a job *is*, and neither forgets anything by itself: who put it there removes it.
+//!
+//! Messages of a queue belong to *flows*. Within a flow they keep their order; flows take turns, so that a long one does not
+//! hold up a short one.
 
 mod disk;
 mod nats;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,6 +37,12 @@ pub enum Error {
     /// A queue takes no more.
     #[error("{0}")]
     Full(String),
+    /// There is no room left to write anything. What is removed makes some.
+    #[error("{0}")]
+    NoRoom(String),
+    /// One value is larger than NATS takes.
+    #[error("{0}")]
+    TooLarge(String),
     /// It was set up in a way that cannot work.
     #[error("{0}")]
     Setup(String),
@@ -62,10 +71,34 @@ pub struct Record {
 pub struct Message {
     /// Equal ids within the last minutes are one message.
     pub id: String,
+    /// What it takes turns with others as; letters, digits, `-` and `_`.
+    pub flow: String,
     /// A `traceparent`; empty: none.
     pub trace: String,
     /// What it says.
     pub body: Bytes,
+}
+
+/// How much is kept.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Messages that a queue holds.
+    pub queued: u64,
+    /// Messages that a queue holds of one flow.
+    pub queued_per_flow: u64,
+    /// Bytes in all. A quarter of them is for what becomes of what was taken in, see [`Jobs::take_in`].
+    pub bytes: u64,
+}
+
+impl Bounds {
+    /// Whether there is room for so many bytes more from outside.
+    fn take_in(&self, used: u64, more: u64) -> Result<()> {
+        let most = self.bytes - self.bytes / 4;
+        if used.saturating_add(more) <= most {
+            return Ok(());
+        }
+        Err(Error::NoRoom(format!("jobs hold {used} bytes, and {more} more are above the limit of {most}")))
+    }
 }
 
 /// A message in somebody's hands. Dropped without a word it is delivered again when its time is up.
@@ -102,6 +135,17 @@ impl Delivery {
         match &self.hand {
             Hand::Nats(hand) => hand.in_progress().await,
             Hand::Disk(_) => Ok(()),
+        }
+    }
+
+    /// Gives it back as if it had never been delivered, behind others of its flow: nobody has tried it.
+    ///
+    /// # Errors
+    /// `Unavailable`: it is delivered again all the same, and may count as tried.
+    pub async fn untried(self) -> Result<()> {
+        match self.hand {
+            Hand::Nats(hand) => hand.untried(&self.message).await,
+            Hand::Disk(hand) => hand.untried().await,
         }
     }
 
@@ -162,12 +206,12 @@ impl Jobs {
         Ok(jobs)
     }
 
-    /// In a file of this machine, for this process alone. A queue holds `max_queued` messages at most.
+    /// In a file of this machine, for this process alone.
     ///
     /// # Errors
     /// `Setup` if the file cannot be used, such as when another process does.
-    pub fn disk(path: &std::path::Path, retention: Duration, max_queued: u64) -> Result<Self> {
-        Ok(Self::of(Store::Disk(Disk::open(path, retention, max_queued)?)))
+    pub fn disk(path: &std::path::Path, bounds: Bounds) -> Result<Self> {
+        Ok(Self::of(Store::Disk(Disk::open(path, bounds)?)))
     }
 
     fn of(store: Store) -> Self {
@@ -197,6 +241,11 @@ impl Jobs {
         either!(self, store => store.remove(key).await)
     }
 
+    /// Removes all records below `prefix.`.
+    pub async fn remove_below(&self, prefix: &str) -> Result<()> {
+        either!(self, store => store.remove_below(prefix).await)
+    }
+
     /// Keys below `prefix.`, in no order.
     pub async fn keys(&self, prefix: &str) -> Result<Vec<String>> {
         either!(self, store => store.keys(prefix).await)
@@ -217,6 +266,28 @@ impl Jobs {
         either!(self, store => store.remove_blob(name).await)
     }
 
+    /// Names of all blobs, in no order.
+    pub async fn blobs(&self) -> Result<Vec<String>> {
+        either!(self, store => store.blobs().await)
+    }
+
+    /// Whether there is room for so many bytes from outside. They are refused earlier than what becomes of them: results
+    /// must have somewhere to go, or nothing that waits would ever end.
+    ///
+    /// # Errors
+    /// `NoRoom` if there is not.
+    pub async fn take_in(&self, bytes: u64) -> Result<()> {
+        either!(self, store => store.take_in(bytes).await)
+    }
+
+    /// Bytes that one message or record may have.
+    pub fn largest(&self) -> usize {
+        match &*self.store {
+            Store::Nats(nats) => nats.largest(),
+            Store::Disk(_) => usize::MAX,
+        }
+    }
+
     /// Puts a message into a queue; returns when it is safe there.
     ///
     /// # Errors
@@ -226,9 +297,17 @@ impl Jobs {
     }
 
     /// Waits a second or so for messages, `most` at most. What the stream still holds when it is dropped is delivered
-    /// again when its time is up, so it is to be read to its end.
-    pub async fn pull(&self, queue: &str, most: usize) -> Result<BoxStream<'static, Result<Delivery>>> {
-        either!(self, store => store.pull(queue, most).await)
+    /// again when its time is up, so it is to be read to its end. Flows that are in `held` are left alone.
+    pub async fn pull(
+        &self,
+        queue: &str,
+        most: usize,
+        held: &HashSet<String>,
+    ) -> Result<BoxStream<'static, Result<Delivery>>> {
+        match &*self.store {
+            Store::Nats(nats) => nats.pull(queue, most, held, self.listen(&nats::hint(queue))).await,
+            Store::Disk(disk) => disk.pull(queue, most, held).await,
+        }
     }
 
     /// How long a message may be in somebody's hands before a word is heard of it.
@@ -283,12 +362,14 @@ impl Jobs {
         events.entry(subject.to_owned()).or_insert_with(|| broadcast::Sender::new(EVENTS)).subscribe()
     }
 
-    /// How NATS fares.
+    /// How NATS fares, or the file.
     pub fn health(&self) -> Health {
-        match &*self.store {
-            Store::Nats(nats) => nats.health(),
-            Store::Disk(_) => Health::Embedded,
-        }
+        either!(self, store => store.health())
+    }
+
+    /// Why nothing can be written; empty while it can.
+    pub fn trouble(&self) -> String {
+        either!(self, store => store.trouble())
     }
 
     /// Resolves when the store has been reached for the first time, or is out of reach: after two seconds.

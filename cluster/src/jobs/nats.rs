@@ -4,6 +4,10 @@
 //! settings of every gateway that starts. The client connects again by itself; while it has not, everything is refused at
 //! once rather than after a timeout.
 
+mod blobs;
+mod queues;
+mod room;
+mod setup;
 mod told;
 
 use std::collections::HashMap;
@@ -13,39 +17,28 @@ use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use async_nats::connection::State;
-use async_nats::jetstream::consumer::{AckPolicy, Consumer, pull};
-use async_nats::jetstream::context::PublishErrorKind;
 use async_nats::jetstream::kv::{self, CreateErrorKind, Operation, UpdateErrorKind};
 use async_nats::jetstream::message::PublishMessage;
-use async_nats::jetstream::object_store::{self, ObjectStore};
-use async_nats::jetstream::stream::{self, DiscardPolicy, RetentionPolicy, Stream};
-use async_nats::jetstream::{self, AckKind, Context};
+use async_nats::jetstream::object_store::ObjectStore;
+use async_nats::jetstream::stream::{self, Stream};
+use async_nats::jetstream::{self, Context};
 use async_nats::{Client, ConnectOptions, Event};
 use bytes::Bytes;
-use futures::stream::BoxStream;
-use futures::{StreamExt, TryStreamExt};
-use tokio::io::AsyncReadExt;
+use futures::TryStreamExt;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::{Dead, Delivery, Error, Message, Record, Result};
+use self::queues::Queue;
+pub(super) use self::queues::{Hand, hint};
+use self::room::Room;
+use super::{Bounds, Dead, Error, Record, Result};
 use crate::health::Health;
 
 /// How long an answer of NATS may take.
 const ANSWER: Duration = Duration::from_secs(5);
-/// How long a blob may take.
-const BLOB: Duration = Duration::from_secs(60);
 /// How long a process that starts waits for NATS before it goes on without.
 const FIRST: Duration = Duration::from_secs(2);
-/// How long a pull waits for a message.
-const PULL: Duration = Duration::from_secs(1);
-/// For so long equal ids are one message.
-const SAME: Duration = Duration::from_secs(120);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
-/// Header of a message's trace.
-const TRACE: &str = "traceparent";
-/// Messages of a queue that may be in somebody's hands at once.
-const MAX_IN_HANDS: i64 = 10_000;
 
 /// Where NATS is, and what is kept there.
 #[derive(Clone, Debug)]
@@ -62,20 +55,21 @@ pub struct Options {
     pub prefix: String,
     /// Servers that keep a copy of everything.
     pub replicas: usize,
-    /// Everything is forgotten after this long.
-    pub retention: Duration,
     /// How long a message may be in somebody's hands before a word is heard of it.
     pub patience: Duration,
-    /// Messages that a queue holds at most.
-    pub max_queued: i64,
+    /// How much is kept there.
+    pub bounds: Bounds,
 }
 
 /// What is there once NATS has been reached.
 struct Ready {
     records: kv::Store,
+    /// Blobs of earlier builds.
     blobs: ObjectStore,
+    /// What blobs lie in.
+    pieces: Stream,
     dead: Stream,
-    queues: HashMap<&'static str, Consumer<pull::Config>>,
+    queues: HashMap<&'static str, Queue>,
 }
 
 pub(super) struct Nats {
@@ -85,6 +79,9 @@ pub(super) struct Nats {
     context: Context,
     ready: Arc<ArcSwapOption<Ready>>,
     making: tokio::sync::Mutex<()>,
+    room: Room,
+    /// Queues whose new messages are about to be told of.
+    telling: Arc<parking_lot::Mutex<std::collections::HashSet<String>>>,
     down_since: watch::Receiver<Option<Instant>>,
 }
 
@@ -147,12 +144,13 @@ impl Nats {
         let client = connect.connect(servers).await.map_err(|error| Error::Setup(format!("nats: {error}")))?;
         let mut context = jetstream::new(client.clone());
         context.set_timeout(ANSWER);
-        Ok(Self { options, names, client, context, ready, making: tokio::sync::Mutex::default(), down_since })
+        let (making, room, telling) = (tokio::sync::Mutex::default(), Room::default(), Arc::default());
+        Ok(Self { options, names, client, context, ready, making, room, telling, down_since })
     }
 
     pub(super) fn health(&self) -> Health {
         match *self.down_since.borrow() {
-            None => Health::Ok,
+            None => self.room.short_since().map_or(Health::Ok, |since| Health::Full { since }),
             Some(since) => Health::Down { since },
         }
     }
@@ -162,12 +160,20 @@ impl Nats {
         let _ = tokio::time::timeout(FIRST, down_since.wait_for(Option::is_none)).await;
     }
 
+    pub(super) fn trouble(&self) -> String {
+        self.room.trouble()
+    }
+
     pub(super) fn patience(&self) -> Duration {
         self.options.patience
     }
 
-    fn subject(&self, queue: &str) -> String {
-        format!("{}.jobs.{queue}", self.options.prefix)
+    /// Bytes of a message; some are for its headers.
+    pub(super) fn largest(&self) -> usize {
+        match self.client.server_info().max_payload {
+            0 => usize::MAX,
+            most => most - most / 8,
+        }
     }
 
     /// Streams, bucket and object store, made if they are not there, and with the settings of this gateway.
@@ -188,109 +194,71 @@ impl Nats {
         Ok(ready)
     }
 
-    /// The stream of this configuration, made or changed: settings of a gateway that starts hold from then on.
-    async fn stream(&self, config: stream::Config) -> Result<stream::Stream> {
-        let name = config.name.clone();
-        self.context.create_or_update_stream(config).await.map_err(unavailable)?;
-        self.context.get_stream(name).await.map_err(unavailable)
-    }
-
-    async fn make(&self) -> Result<Ready> {
-        let Options { prefix, replicas, retention, patience, max_queued, .. } = &self.options;
-        let (context, replicas, retention) = (&self.context, *replicas, *retention);
-        // the stream of a bucket, by ADR-8: the client would ask for the account first, whose answer it does not
-        // understand from servers before 2.10
-        let bucket = format!("{prefix}_jobs");
-        let config = stream::Config {
-            name: format!("KV_{bucket}"),
-            subjects: vec![format!("$KV.{bucket}.>")],
-            max_messages_per_subject: 1,
-            discard: DiscardPolicy::New,
-            allow_rollup: true,
-            deny_delete: true,
-            allow_direct: true,
-            max_age: retention,
-            num_replicas: replicas,
-            ..stream::Config::default()
-        };
-        context.create_or_update_stream(config).await.map_err(unavailable)?;
-        let records = context.get_key_value(bucket).await.map_err(unavailable)?;
-        let blobs = format!("{prefix}_blobs");
-        let blobs = match context.get_object_store(&blobs).await {
-            Ok(there) => {
-                let stream = context.get_stream(format!("OBJ_{blobs}")).await.map_err(unavailable)?;
-                let there_is = &stream.cached_info().config;
-                let config = stream::Config { max_age: retention, num_replicas: replicas, ..there_is.clone() };
-                context.update_stream(config).await.map_err(unavailable)?;
-                there
-            }
-            Err(_) => {
-                let config = object_store::Config {
-                    bucket: blobs,
-                    max_age: retention,
-                    num_replicas: replicas,
-                    ..object_store::Config::default()
-                };
-                context.create_object_store(config).await.map_err(unavailable)?
-            }
-        };
-        let plain = |name: &str, subject: String| stream::Config {
-            name: format!("{prefix}_{name}"),
-            subjects: vec![subject],
-            max_age: retention,
-            num_replicas: replicas,
-            duplicate_window: SAME.min(retention),
-            ..stream::Config::default()
-        };
-        let dead = self.stream(plain("dead", format!("{prefix}.dead"))).await?;
-        let mut queues = HashMap::new();
-        for &name in self.names {
-            let config = stream::Config {
-                retention: RetentionPolicy::WorkQueue,
-                // what does not fit is refused, not what waits thrown away
-                discard: DiscardPolicy::New,
-                max_messages: *max_queued,
-                ..plain(&format!("queue_{name}"), self.subject(name))
-            };
-            let stream = self.stream(config).await?;
-            let consumer = pull::Config {
-                durable_name: Some("intake".to_owned()),
-                ack_policy: AckPolicy::Explicit,
-                ack_wait: *patience,
-                max_ack_pending: MAX_IN_HANDS,
-                ..pull::Config::default()
-            };
-            queues.insert(name, stream.create_consumer(consumer).await.map_err(unavailable)?);
-        }
-        Ok(Ready { records, blobs, dead, queues })
-    }
-
     /// A failure after which everything is looked for anew: it may have been lost with NATS's data.
     fn lost(&self, error: impl std::fmt::Display) -> Error {
         self.ready.store(None);
         unavailable(error)
     }
 
+    /// A failure to write: there may be no room, which loses nothing.
+    fn unwritten(&self, error: impl std::fmt::Display) -> Error {
+        let told = error.to_string();
+        if room::is_short(&told) {
+            return self.ran_out(&told);
+        }
+        self.lost(told)
+    }
+
+    /// What is too large would be refused in ways that look like an outage.
+    fn fits(&self, key: &str, value: &Bytes) -> Result<()> {
+        let (size, most) = (value.len(), self.largest());
+        if size <= most {
+            return Ok(());
+        }
+        Err(Error::TooLarge(format!("'{key}' has {size} bytes, NATS takes {most}")))
+    }
+
     pub(super) async fn create(&self, key: &str, value: Bytes) -> Result<bool> {
+        self.fits(key, &value)?;
         match self.ready().await?.records.create(key, value).await {
             Ok(_) => Ok(true),
             Err(error) if error.kind() == CreateErrorKind::AlreadyExists => Ok(false),
-            Err(error) => Err(self.lost(error)),
+            Err(error) => Err(self.unwritten(error)),
         }
     }
 
     pub(super) async fn get(&self, key: &str) -> Result<Option<Record>> {
-        let entry = self.ready().await?.records.entry(key).await.map_err(|error| self.lost(error))?;
-        let there = entry.filter(|entry| entry.operation == Operation::Put);
-        Ok(there.map(|entry| Record { value: entry.value, revision: entry.revision }))
+        let ready = self.ready().await?;
+        let entry = ready.records.entry(key).await.map_err(|error| self.lost(error))?;
+        if let Some(entry) = entry.filter(|entry| entry.operation == Operation::Put) {
+            return Ok(Some(Record { value: entry.value, revision: entry.revision }));
+        }
+        if self.options.replicas == 1 {
+            return Ok(None);
+        }
+        // any replica may have said so, and be behind: what is there is known to the leader
+        let subject = format!("{}{key}", ready.records.prefix);
+        match ready.records.stream.get_last_raw_message_by_subject(&subject).await {
+            Ok(found) if found.headers.get("KV-Operation").is_none() => {
+                Ok(Some(Record { value: found.payload, revision: found.sequence }))
+            }
+            Ok(_) => Ok(None),
+            Err(error) if error.kind() == stream::RawMessageErrorKind::NoMessageFound => Ok(None),
+            Err(error) => Err(self.lost(error)),
+        }
     }
 
     pub(super) async fn update(&self, key: &str, value: Bytes, revision: u64) -> Result<bool> {
+        self.fits(key, &value)?;
         match self.ready().await?.records.update(key, value, revision).await {
             Ok(_) => Ok(true),
             Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => Ok(false),
-            Err(error) => Err(self.lost(error)),
+            Err(error) => Err(self.unwritten(error)),
         }
+    }
+
+    pub(super) async fn remove_below(&self, prefix: &str) -> Result<()> {
+        self.remove(&format!("{prefix}.>")).await
     }
 
     pub(super) async fn remove(&self, key: &str) -> Result<()> {
@@ -309,83 +277,13 @@ impl Nats {
         keys.try_collect().await.map_err(|error| self.lost(error))
     }
 
-    pub(super) async fn put_blob(&self, name: &str, value: Bytes) -> Result<()> {
-        let ready = self.ready().await?;
-        ready.blobs.put(name, &mut &value[..]).await.map(drop).map_err(|error| self.lost(error))
-    }
-
-    pub(super) async fn blob(&self, name: &str) -> Result<Option<Bytes>> {
-        let mut object = match self.ready().await?.blobs.get(name).await {
-            Ok(object) => object,
-            Err(error) if error.kind() == object_store::GetErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(self.lost(error)),
-        };
-        let mut value = Vec::with_capacity(object.info().size);
-        // one whose pieces are gone would be read for ever
-        tokio::time::timeout(BLOB, object.read_to_end(&mut value)).await.map_err(unavailable)?.map_err(unavailable)?;
-        Ok(Some(value.into()))
-    }
-
-    pub(super) async fn remove_blob(&self, name: &str) -> Result<()> {
-        match self.ready().await?.blobs.delete(name).await {
-            Ok(()) => Ok(()),
-            Err(error) if error.kind() == object_store::DeleteErrorKind::NotFound => Ok(()),
-            Err(error) => Err(unavailable(error)),
-        }
-    }
-
-    pub(super) async fn push(&self, queue: &str, message: Message) -> Result<()> {
-        self.ready().await?;
-        let mut publish = PublishMessage::build().payload(message.body).message_id(&message.id);
-        if !message.trace.is_empty() {
-            publish = publish.header(TRACE, message.trace.as_str());
-        }
-        let told = |error: async_nats::jetstream::context::PublishError| match error.kind() {
-            PublishErrorKind::MaxPayloadExceeded => Error::Setup(format!("NATS: {error}")),
-            PublishErrorKind::Other if error.to_string().contains("maximum messages exceeded") => {
-                Error::full(queue, self.options.max_queued)
-            }
-            _ => self.lost(error),
-        };
-        self.context.send_publish(self.subject(queue), publish).await.map_err(told)?.await.map(drop).map_err(told)
-    }
-
-    pub(super) async fn pull(&self, queue: &str, most: usize) -> Result<BoxStream<'static, Result<Delivery>>> {
-        let ready = self.ready().await?;
-        let Some(consumer) = ready.queues.get(queue) else {
-            return Err(Error::Setup(format!("there is no queue '{queue}'")));
-        };
-        let batch =
-            consumer.fetch().max_messages(most).expires(PULL).messages().await.map_err(|error| self.lost(error))?;
-        let ready = self.ready.clone();
-        Ok(batch
-            .map(move |message| {
-                let message = message.map_err(|error| {
-                    ready.store(None);
-                    unavailable(error)
-                })?;
-                let deliveries = message.info().map_or(1, |info| u64::try_from(info.delivered).unwrap_or(1));
-                let trace = message.headers.as_ref().and_then(|headers| headers.get(TRACE));
-                let trace = trace.map(|trace| trace.as_str().to_owned()).unwrap_or_default();
-                let told = Message { id: String::new(), trace, body: message.payload.clone() };
-                Ok(Delivery { message: told, deliveries, hand: super::Hand::Nats(Box::new(Hand(message))) })
-            })
-            .boxed())
-    }
-
-    pub(super) async fn waiting(&self, queue: &str) -> Result<u64> {
-        let ready = self.ready().await?;
-        let Some(consumer) = ready.queues.get(queue) else { return Ok(0) };
-        let info = consumer.get_info().await.map_err(|error| self.lost(error))?;
-        Ok(info.num_pending + info.num_ack_pending as u64)
-    }
-
     pub(super) async fn bury(&self, id: &str, body: Bytes) -> Result<()> {
         self.ready().await?;
+        self.fits(id, &body)?;
         let subject = format!("{}.dead", self.options.prefix);
         let letter = PublishMessage::build().payload(body).message_id(id);
-        let sent = self.context.send_publish(subject, letter).await.map_err(|error| self.lost(error))?;
-        sent.await.map(drop).map_err(|error| self.lost(error))
+        let sent = self.context.send_publish(subject, letter).await.map_err(|error| self.unwritten(error))?;
+        sent.await.map(drop).map_err(|error| self.unwritten(error))
     }
 
     pub(super) async fn dead(&self, from: u64, most: usize) -> Result<Vec<Dead>> {
@@ -418,22 +316,5 @@ impl Nats {
             Err(error) if error.kind() == stream::RawMessageErrorKind::NoMessageFound => Ok(None),
             Err(error) => Err(self.lost(error)),
         }
-    }
-}
-
-pub(super) struct Hand(jetstream::Message);
-
-impl Hand {
-    /// Heard by NATS when it returns: what was thought done and was not would be done twice.
-    pub(super) async fn done(self) -> Result<()> {
-        tokio::time::timeout(ANSWER, self.0.double_ack()).await.map_err(unavailable)?.map_err(unavailable)
-    }
-
-    pub(super) async fn in_progress(&self) -> Result<()> {
-        self.0.ack_with(AckKind::Progress).await.map_err(unavailable)
-    }
-
-    pub(super) async fn back(self, after: Duration) -> Result<()> {
-        self.0.ack_with(AckKind::Nak(Some(after))).await.map_err(unavailable)
     }
 }

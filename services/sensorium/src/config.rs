@@ -125,7 +125,7 @@ impl Default for Cache {
 pub struct Jobs {
     /// Where `serve` keeps jobs when it has no NATS. Default: `jobs.redb` in the cache folder.
     pub path: PathBuf,
-    /// Seconds after which jobs and their results are forgotten. Default: 86400.
+    /// Seconds after its end after which a job, its results and its dead letters are forgotten. Default: 86400.
     pub retention_seconds: u64,
     /// Servers of NATS that keep a copy. Default: 1.
     pub replicas: usize,
@@ -133,6 +133,11 @@ pub struct Jobs {
     pub ack_seconds: u64,
     /// Tasks that a queue holds at most; more are refused. Default: 1000000.
     pub max_queued: u32,
+    /// Tasks of one tenant that a queue holds at most. Default: 500000.
+    pub max_queued_per_tenant: u32,
+    /// Bytes that jobs may take, in NATS or in the file. What is submitted is refused from three quarters of it on: the
+    /// rest is for results. Default: 10737418240.
+    pub max_bytes: u64,
     /// Credentials file of NATS. Default: none.
     pub credentials: Option<PathBuf>,
     /// PEM file of who may have signed NATS's certificate.
@@ -153,6 +158,8 @@ impl Default for Jobs {
             replicas: 1,
             ack_seconds: 30,
             max_queued: 1_000_000,
+            max_queued_per_tenant: 500_000,
+            max_bytes: 10 << 30,
             credentials: None,
             ca: None,
             certificate: None,

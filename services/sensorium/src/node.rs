@@ -139,7 +139,9 @@ pub async fn door(
     let intake = match &jobs {
         Some(jobs) => {
             let trace = Arc::new(|span: &tracing::Span, text: &str| sensorium_plane::resume_trace(span, text));
-            Some(Intake::start(jobs.clone(), understanding.clone(), name, tree, trace).await?)
+            let told = readiness.clone();
+            let ready = Arc::new(move || told.is_ready());
+            Some(Intake::start(jobs.clone(), understanding.clone(), name, tree, trace, ready).await?)
         }
         None => None,
     };
@@ -205,6 +207,11 @@ fn cache(config: &Config) -> anyhow::Result<Option<Cache>> {
 async fn jobs(config: &Config, alone: bool, bus: Bus) -> anyhow::Result<Option<Jobs>> {
     let set = &config.jobs;
     let retention = Duration::from_secs(set.retention_seconds);
+    let bounds = jobs::Bounds {
+        queued: set.max_queued.into(),
+        queued_per_flow: set.max_queued_per_tenant.min(set.max_queued).into(),
+        bytes: set.max_bytes,
+    };
     let store = if !config.nats.is_empty() {
         let options = jobs::Nats {
             servers: config.nats.clone(),
@@ -213,18 +220,17 @@ async fn jobs(config: &Config, alone: bool, bus: Bus) -> anyhow::Result<Option<J
             identity: set.certificate.clone().zip(set.key.clone()),
             prefix: config.register.cluster.clone(),
             replicas: set.replicas,
-            retention,
             patience: Duration::from_secs(set.ack_seconds),
-            max_queued: set.max_queued.into(),
+            bounds,
         };
         jobs::Jobs::nats(options, &QUEUES).await?
     } else if alone {
-        jobs::Jobs::disk(&set.path, retention, set.max_queued.into())?
+        jobs::Jobs::disk(&set.path, bounds)?
     } else {
         return Ok(None);
     };
     store.announce(&bus);
-    Ok(Some(Jobs::new(store, set.tasks.clone(), bus)))
+    Ok(Some(Jobs::new(store, set.tasks.clone(), retention, bus)))
 }
 
 /// The servers of a process, and what stops them.

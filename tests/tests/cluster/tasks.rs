@@ -58,6 +58,23 @@ async fn a_gateway_that_leaves_hands_its_tasks_to_the_next_at_once() {
     assert!((done - 2.0).abs() < 0.1, "{done} tasks done by who stays");
 }
 
+/// What a job is kept for counts from its end: nothing that was accepted is dropped before.
+#[tokio::test]
+async fn a_job_that_takes_longer_than_it_is_kept_is_done_before_it_is_forgotten() {
+    let mut cluster = slow("1_000_000").await.set("jobs.retention_seconds", "6").set("jobs.tasks.concurrency", "2");
+    cluster.add_gateway();
+    cluster.ready().await;
+    let client = cluster.gateways[0].client().await;
+    let job = client.submit(header("long"), texts("long", 20)).await.unwrap();
+    complete(&client, &client.finish(&job.id).await.unwrap(), 20).await;
+    eventually("it is forgotten", async || {
+        let told = client.job(&job.id, 1).await;
+        told.is_err_and(|status| status.code() == Code::NotFound).then_some(())
+    })
+    .await;
+    assert!(client.dead().await.unwrap().is_empty());
+}
+
 #[tokio::test]
 async fn jobs_and_their_results_expire() {
     let cluster = Cluster::new(Repository::new().with(&["minilm"])).await.set("understand.text_guard", "");

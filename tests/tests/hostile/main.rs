@@ -12,6 +12,8 @@ mod modules;
 mod numbers;
 mod readers;
 mod replicas;
+mod jobs;
+mod queues;
 mod rows;
 mod unscraped;
 mod weights;

@@ -15,7 +15,7 @@ use super::Nats;
 use crate::bus::Event;
 
 /// Publishes if NATS is there: what is not heard at once is not kept for later.
-async fn say(client: &Client, subject: String, payload: Bytes) {
+pub(super) async fn say(client: &Client, subject: String, payload: Bytes) {
     if client.connection_state() == State::Connected {
         let _ = client.publish(subject, payload).await;
     }

@@ -2,10 +2,12 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::{Stream, StreamExt, stream};
 use sensorium_actors::error::{Error, Result};
 use sensorium_actors::jobs::Jobs as Handle;
+use sensorium_actors::jobs::grave::Grave;
 use sensorium_actors::jobs::record::{self, Item, Outcome, Snapshot, State, Work};
 use sensorium_actors::jobs::submit::Header;
 use sensorium_actors::request::{Context, Parameters};
@@ -27,6 +29,8 @@ use crate::trace::{Timed, request_span};
 /// Entries of a page when the request does not say, and at most.
 const PAGE: u32 = 100;
 const MAX_PAGE: u32 = 1000;
+/// An upload of which nothing comes for so long is over.
+const IDLE: Duration = Duration::from_secs(600);
 
 /// See the module.
 pub struct JobsService {
@@ -60,10 +64,18 @@ impl JobsService {
         };
         let span = context.span.clone().unwrap_or_else(tracing::Span::none);
         let header = submitted(header, trace_text(&span)).map_err(told)?;
-        let mut submission = self.jobs().map_err(told)?.begin(header, context).await.map_err(told)?;
+        let mut submission = {
+            // counted with the tenant's requests; what follows is waited for by a drain, and takes nobody's place
+            let _permit = self.door.router.admission().enter(context).map_err(told)?;
+            self.jobs().map_err(told)?.begin(header, context).await.map_err(told)?
+        };
         let mut index = 0;
+        let mut next = async || {
+            let silent = |_| Error::DeadlineExceeded { stage: "waiting for the next item of the job".to_owned() };
+            tokio::time::timeout(IDLE, messages.message()).await.map_err(|late| told(silent(late)))?.map_err(from_transport)
+        };
         // a stream that breaks is no end: the job is not accepted
-        while let Some(message) = messages.message().await.map_err(from_transport)? {
+        while let Some(message) = next().await? {
             let field = format!("items[{index}]");
             let Some(Message::Item(item)) = message.message else {
                 return Err(told(Error::invalid(field, "not an item, expected one in every message but the first")));
@@ -159,8 +171,8 @@ impl Jobs for JobsService {
         let _timed = Timed::start("SubmitJob");
         let span = request_span("SubmitJob", "", request.metadata());
         let context = span.in_scope(|| caller(&request))?;
-        // counted with the tenant's requests, and waited for by a drain: nobody has an upload's first half
-        let _until_accepted = self.door.router.admission().enter(&context).map_err(|error| from_error(&error))?;
+        // a drain waits for it: nobody else has an upload's first half
+        let _until_accepted = self.door.router.admission().linger().map_err(|error| from_error(&error))?;
         self.submit(request.into_inner(), &context).instrument(span).await.map(Response::new)
     }
 
@@ -213,16 +225,26 @@ impl Jobs for JobsService {
         let ListDeadTasksRequest { page_size, first_sequence } = request.into_inner();
         let told = async {
             let dead = self.jobs()?.dead(first_sequence, page(page_size)?).await?;
-            let tasks = dead.into_iter().map(|(sequence, letter)| DeadTask {
-                sequence,
-                queue: letter.task.queue().to_owned(),
-                job_id: letter.task.id,
-                tenant: letter.tenant,
-                item: letter.task.item,
-                item_name: letter.task.name,
-                error: letter.error,
-                deliveries: letter.deliveries,
-                buried: Some(record::time(letter.buried).into()),
+            let tasks = dead.into_iter().map(|(sequence, grave)| match grave {
+                Grave::Letter(letter) => DeadTask {
+                    sequence,
+                    queue: letter.task.queue().to_owned(),
+                    job_id: letter.task.id,
+                    tenant: letter.tenant,
+                    item: letter.task.item,
+                    item_name: letter.task.name,
+                    error: letter.error,
+                    deliveries: letter.deliveries,
+                    buried: Some(record::time(letter.buried).into()),
+                },
+                Grave::Unreadable(unreadable) => DeadTask {
+                    sequence,
+                    queue: unreadable.queue,
+                    error: unreadable.error,
+                    deliveries: unreadable.deliveries,
+                    buried: Some(record::time(unreadable.buried).into()),
+                    ..DeadTask::default()
+                },
             });
             Ok(ListDeadTasksResponse { tasks: tasks.collect() })
         };
@@ -233,7 +255,7 @@ impl Jobs for JobsService {
         require_admin(request.extensions())?;
         let act = Act::begin(&request, "replay_dead_task", &request.get_ref().sequence.to_string());
         let told = async { self.jobs()?.replay(request.get_ref().sequence).await };
-        let letter = act.end(told.await.map_err(|error| from_error(&error)))?;
-        Ok(Response::new(ReplayDeadTaskResponse { job_id: letter.task.id }))
+        let job_id = act.end(told.await.map_err(|error| from_error(&error)))?;
+        Ok(Response::new(ReplayDeadTaskResponse { job_id }))
     }
 }

@@ -141,12 +141,18 @@ impl Config {
             ("jobs.retention_seconds", jobs.retention_seconds),
             ("jobs.ack_seconds", jobs.ack_seconds),
             ("jobs.max_queued", jobs.max_queued.into()),
+            ("jobs.max_queued_per_tenant", jobs.max_queued_per_tenant.into()),
+            ("jobs.max_bytes", jobs.max_bytes),
+            ("jobs.tasks.tenant_bytes", jobs.tasks.tenant_bytes),
             ("jobs.tasks.max_items", jobs.tasks.max_items),
             ("jobs.tasks.max_deliveries", jobs.tasks.max_deliveries),
             ("jobs.tasks.task_seconds", jobs.tasks.task_seconds),
         ]);
         let named = !register.cluster.is_empty() && !register.cluster.contains('/');
         found.when(!named, "register.cluster", "expected a name without /");
+        // with its envelope it has to fit into a message of NATS, of a MiB unless that was changed
+        let inline = jobs.tasks.inline_bytes;
+        found.when(inline > 262_144, "jobs.tasks.inline_bytes", "expected 262144 at most");
         // JetStream keeps no more copies of a stream
         found.when(!(1..=5).contains(&jobs.replicas), "jobs.replicas", "expected 1 to 5");
 
