@@ -26,7 +26,11 @@ pub(crate) fn describe(node: &str, router: &Router, jobs: Option<&Jobs>) -> GetC
         model,
     });
     let outside = outside(router, jobs).into_iter().map(|(name, health)| {
-        let reason = if name == "etcd" { membership.trouble() } else { String::new() };
+        let reason = match name {
+            "etcd" => membership.trouble(),
+            "redis" => router.cache().map(|cache| cache.trouble()).unwrap_or_default(),
+            _ => String::new(),
+        };
         dependency(name, health, reason)
     });
     let cache = router.cache();
