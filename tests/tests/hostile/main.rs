@@ -2,6 +2,7 @@
 //! well-behaved callers. `docs/HARDENING.md` lists the kinds.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod equals;
 mod rows;
 
 use sensorium_tests::{Repository, Server, ServerOptions};
