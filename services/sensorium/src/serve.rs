@@ -70,6 +70,7 @@ pub async fn run(args: ConfigArgs) -> anyhow::Result<ExitCode> {
 async fn load(door: &Door, member: &LocalMember, config: &Config) -> anyhow::Result<()> {
     worker::load(member, config, |model, took| tell(&format!("  {model:20} ready in {:.2} s", took.as_secs_f64())))
         .await?;
+    member.registrar().loaded().await;
     door.router.refresh().await;
     if let Err(error) = door.understanding.space().await {
         tracing::warn!(%error, "images have no place in the shared space yet");
