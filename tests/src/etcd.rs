@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use etcd_client::{AlarmAction, AlarmType, Certificate, Client, ConnectOptions, Identity as Pem, Permission, TlsOptions};
+use etcd_client::{
+    AlarmAction, AlarmType, Certificate, Client, ConnectOptions, Identity as Pem, Permission, TlsOptions,
+};
 use tempfile::TempDir;
 
 use crate::cluster::Place;

@@ -93,11 +93,8 @@ impl Route {
     }
 
     fn read<T>(&self, table: &Table, version: Option<u64>, read: impl FnOnce(&Held) -> T) -> Result<T> {
-        let unavailable = |message| Error::Unavailable {
-            reason: "NO_WORKER",
-            message,
-            retry_after: Duration::from_secs(1),
-        };
+        let unavailable =
+            |message| Error::Unavailable { reason: "NO_WORKER", message, retry_after: Duration::from_secs(1) };
         let Some(version) = version.filter(|_| table.newest().is_some()) else {
             return Err(unavailable(format!("no worker holds {}", self.model)));
         };

@@ -245,7 +245,8 @@ impl Table {
     /// Otherwise there is somebody to try.
     pub fn certain_seconds(&self, version: u64, size: f64) -> Option<f64> {
         // who says nothing tells nothing of how long it takes: that it is away is no overload
-        let takers = self.candidates.iter().filter(|candidate| candidate.takes_more() && candidate.client.is_reachable());
+        let takers =
+            self.candidates.iter().filter(|candidate| candidate.takes_more() && candidate.client.is_reachable());
         let mut holders = takers.filter(|candidate| candidate.holds(version).is_some()).peekable();
         holders.peek()?;
         holders.try_fold(f64::INFINITY, |soonest, candidate| {

@@ -108,7 +108,8 @@ impl Membership {
     pub fn register(&self, registration: Registration) -> Lease {
         let (wanted, seen) = watch::channel(Some(registration.clone()));
         let (told, written) = watch::channel(Written::Nothing);
-        let keeper = self.etcd.clone().map(|options| tokio::spawn(etcd::keep(options, seen, told, self.refusal.clone())));
+        let keeper =
+            self.etcd.clone().map(|options| tokio::spawn(etcd::keep(options, seen, told, self.refusal.clone())));
         let lease = Lease { view: self.view.clone(), node: registration.node.clone(), wanted, written, keeper };
         lease.enter(&registration);
         lease
@@ -154,7 +155,9 @@ impl Membership {
     pub fn health(&self) -> Health {
         match *self.link.borrow() {
             _ if self.is_embedded() => Health::Embedded,
-            Link::Current => self.refusal.borrow().as_ref().map_or(Health::Ok, |(since, _)| Health::Degraded { since: *since }),
+            Link::Current => {
+                self.refusal.borrow().as_ref().map_or(Health::Ok, |(since, _)| Health::Degraded { since: *since })
+            }
             Link::Stale { since } => Health::Stale { since },
         }
     }

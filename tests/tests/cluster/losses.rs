@@ -120,7 +120,8 @@ async fn refusals_beside_a_frozen_worker_are_no_overload() {
         }
     }
     cluster.workers[0].process.signal("CONT");
-    eventually("it answers again", async || client.infer(chaos("identity", 0.0, 1.0).deadline(20_000)).await.ok()).await;
+    eventually("it answers again", async || client.infer(chaos("identity", 0.0, 1.0).deadline(20_000)).await.ok())
+        .await;
 }
 
 #[tokio::test]

@@ -54,12 +54,7 @@ impl Attempts {
     }
 
     /// The same of a stream, until it is open.
-    pub(super) async fn open_hedged(
-        &mut self,
-        call: Call,
-        request: &Request,
-        context: &Context,
-    ) -> Opened {
+    pub(super) async fn open_hedged(&mut self, call: Call, request: &Request, context: &Context) -> Opened {
         let request = Request { version: request.version.or(Some(self.version)), ..request.clone() };
         let mut first = Box::pin(open(call.candidate.clone(), request.clone(), context.clone()));
         let opened = match select(first.as_mut(), std::pin::pin!(self.until_late(&call, &request, context))).await {

@@ -9,8 +9,8 @@ mod key;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::stream::{FuturesUnordered, StreamExt};
 use futures::FutureExt;
+use futures::stream::{FuturesUnordered, StreamExt};
 use sensorium_cluster::cache::{Cache, Claim, Found, Landed};
 
 use self::entry::Entry;

@@ -109,9 +109,8 @@ async fn hold(
                 changed
             });
         } else if outcome.as_ref().is_err_and(Error::is_refusal) {
-            written.send_if_modified(|written| {
-                !matches!(std::mem::replace(written, Written::Refused), Written::Refused)
-            });
+            written
+                .send_if_modified(|written| !matches!(std::mem::replace(written, Written::Refused), Written::Refused));
         }
         match outcome {
             Ok(true) => note(refusal, None),
