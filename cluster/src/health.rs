@@ -11,6 +11,11 @@ pub enum Health {
     Embedded,
     /// It answers.
     Ok,
+    /// It answers, and takes no writes.
+    Degraded {
+        /// Since when.
+        since: Instant,
+    },
     /// It does not answer; what was known goes on being used.
     Stale {
         /// Since when.
@@ -34,6 +39,7 @@ impl Health {
         match self {
             Self::Embedded => "embedded",
             Self::Ok => "ok",
+            Self::Degraded { .. } => "degraded",
             Self::Stale { .. } => "stale",
             Self::Full { .. } => "full",
             Self::Down { .. } => "down",
@@ -44,7 +50,9 @@ impl Health {
     pub fn unwell_for(self) -> Duration {
         match self {
             Self::Embedded | Self::Ok => Duration::ZERO,
-            Self::Stale { since } | Self::Full { since } | Self::Down { since } => since.elapsed(),
+            Self::Degraded { since } | Self::Stale { since } | Self::Full { since } | Self::Down { since } => {
+                since.elapsed()
+            }
         }
     }
 }

@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use etcd_client::{Certificate, Client, ConnectOptions, Identity as Pem, Permission, TlsOptions};
+use etcd_client::{
+    AlarmAction, AlarmType, Certificate, Client, ConnectOptions, Identity as Pem, Permission, TlsOptions,
+};
 use tempfile::TempDir;
 
 use crate::cluster::Place;
@@ -103,6 +105,13 @@ impl Etcd {
     /// Its process, to freeze it.
     pub fn process(&self) -> &Process {
         self.process.as_ref().expect("it has not been stopped")
+    }
+
+    /// Raises the alarm that a full disk raises, or takes it back.
+    pub async fn has_no_space(&self, full: bool) {
+        let mut client = self.client(None).await;
+        let action = if full { AlarmAction::Activate } else { AlarmAction::Deactivate };
+        client.alarm(action, AlarmType::Nospace, None).await.expect("the alarm");
     }
 
     /// Forgets how what it holds came about.

@@ -231,6 +231,11 @@ impl Slot {
         }
     }
 
+    /// Notes that how the request ends says nothing of the load: its worker is silent.
+    pub fn disregard(&mut self) {
+        self.told = true;
+    }
+
     /// Notes that the request was answered, or that its first part was; the first time counts.
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
     pub fn answered(&mut self) {

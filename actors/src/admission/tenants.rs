@@ -30,6 +30,8 @@ const HERE_MS: u64 = 10_000;
 /// From so many tenants on, those that have long been away are forgotten.
 const MANY: usize = 1024;
 const AWAY_MS: u64 = 3_600_000;
+/// Where a token may name any tenant, so many at most are remembered beside those that are there.
+const TOO_MANY: usize = 8 * MANY;
 
 /// What a tenant is due.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -189,6 +191,9 @@ impl Tenants {
         if self.known.len() >= MANY {
             self.known.retain(|_, tenant| tenant.was_here(AWAY_MS));
         }
+        if self.known.len() >= TOO_MANY {
+            self.known.retain(|_, tenant| tenant.was_here(HERE_MS));
+        }
         let quota = self.quotas.get(called(name)).or_else(|| self.quotas.get(DEFAULT));
         let tenant = || Tenant {
             quota: quota.cloned().unwrap_or_default(),
@@ -307,6 +312,21 @@ mod tests {
         assert_eq!((tenants.share(&heavy), tenants.share(&light)), (0.75, 0.25));
         tokio::time::advance(Duration::from_secs(11)).await;
         assert_eq!(tenants.share(&heavy), 1.0, "the other one has gone");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn tenants_that_have_gone_are_forgotten() {
+        let tenants = tenants(&[]);
+        let stays = tenants.of(&"stays".into());
+        stays.entered();
+        for n in 0..3 * TOO_MANY {
+            let tenant = tenants.of(&format!("tenant-{n}").into());
+            tenant.entered();
+            tenant.left();
+            tokio::time::advance(Duration::from_millis(10)).await;
+        }
+        assert!(tenants.known.len() <= TOO_MANY + 1, "{}", tenants.known.len());
+        assert!(Arc::ptr_eq(&stays, &tenants.of(&"stays".into())), "who has requests in work is known");
     }
 
     #[test]

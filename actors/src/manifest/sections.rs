@@ -174,7 +174,8 @@ pub struct Routing {
     pub idempotent: bool,
     /// Whether a generation whose worker is lost goes on elsewhere from what was told; if not, it ends with UNAVAILABLE.
     pub resume: bool,
-    /// Percentile of the model's own latency after which a second worker is asked, and the slower one cancelled; 0: never.
+    /// Percentile of the model's own latency after which a second worker is asked, and the slower one cancelled; 0: only
+    /// when the first says nothing for far longer than the model ever takes.
     pub hedge_percentile: f64,
     /// A smaller model with the same tensors that answers where this one cannot within its budget; empty: none.
     pub fallback: String,

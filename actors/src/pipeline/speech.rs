@@ -212,15 +212,30 @@ pub(super) async fn transcribe(
         vec![named("transcript", Tensor::from_elements(&texts)), named("segments", Tensor::from_elements(&segments))];
     let shape = [heard.len(), width].map(|n| i64::try_from(n).unwrap_or(i64::MAX)).to_vec();
     outputs.push(named("embedding", Tensor::from_f32(shape, &features).map_err(unexpected)?));
+    Ok((outputs, said_of(&heard)))
+}
+
+/// What is said of one clip is said of it in a batch, too, by its row.
+fn said_of(heard: &[Hearing]) -> Parameters {
     let mut parameters = Parameters::default();
-    if let [one] = heard.as_slice() {
+    if let [one] = heard {
         parameters.set("audio_seconds", Parameter::Float(one.seconds));
         parameters.set("speech_seconds", Parameter::Float(one.speech_seconds));
         if let Some(language) = &one.language {
             parameters.set("language", Parameter::String(language.clone()));
         }
+        return parameters;
     }
-    Ok((outputs, parameters))
+    let rows = heard.iter().enumerate().map(|(row, one)| {
+        let (audio, speech) = (one.seconds, one.speech_seconds);
+        let mut note = serde_json::json!({ "row": row, "audio_seconds": audio, "speech_seconds": speech });
+        if let Some(language) = &one.language {
+            note["language"] = language.as_str().into();
+        }
+        note
+    });
+    parameters.set("rows", Parameter::String(rows.collect::<serde_json::Value>().to_string()));
+    parameters
 }
 
 async fn hear(

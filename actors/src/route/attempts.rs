@@ -4,11 +4,12 @@
 //! to another worker if there is one, after a pause that grows and jitters, inside the deadline and the route's budget
 //! of retries.
 
+mod hedging;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
-use futures::future::{Either, select};
 use sensorium_cluster::membership::Policy;
 use tokio::time::Instant;
 
@@ -37,7 +38,20 @@ pub struct Attempts {
     budget: Option<f64>,
     size: f64,
     namespace: Option<Arc<str>>,
+    /// No version was asked for, and nothing has come from one.
+    is_free: bool,
+    /// Its worker has said nothing for far longer than its model ever takes.
+    is_silent: bool,
     slot: Slot,
+}
+
+impl Drop for Attempts {
+    fn drop(&mut self) {
+        // a deadline that passes over a silent worker is no overload
+        if self.is_silent {
+            self.slot.disregard();
+        }
+    }
 }
 
 /// What a failure allows.
@@ -80,8 +94,9 @@ impl Attempts {
         request: &Request,
         context: &Context,
     ) -> Result<Self> {
-        let (version, policy) = route.resolve(request.version, |held| (held.version, held.policy.clone()))?;
-        let slot = admission.slot(&route.slots, route.table().capacity(), context)?;
+        let (version, policy) = route.choose(request.version, |held| (held.version, held.policy.clone()))?;
+        let slot = admission.slot(&route.slots, route.table().capacity(), context);
+        let slot = slot.map_err(|full| if route.table().is_silent(version) { unheard(&route.model) } else { full })?;
         let pauses = ExponentialBuilder::new().with_min_delay(FIRST_PAUSE).with_max_delay(LONGEST_PAUSE);
         Ok(Self {
             route,
@@ -94,13 +109,37 @@ impl Attempts {
             budget: context.budget.map(|budget| budget.as_secs_f64()),
             size: request.size(),
             namespace: request.namespace.clone(),
+            is_free: request.version.is_none() && request.namespace.is_none(),
+            is_silent: false,
             slot,
         })
     }
 
-    /// A call to a worker that has not been tried.
-    fn pick(&self) -> Result<Call> {
-        self.pick_beside(&self.tried, self.budget)
+    /// A call to a worker that has not been tried. A request that asks for no version is answered by another one where
+    /// nobody is left for the one that was chosen, as at the end of a roll.
+    fn pick(&mut self) -> Result<Call> {
+        let picked = self.pick_beside(&self.tried, self.budget);
+        let picked = match picked {
+            Err(Error::Unavailable { .. }) if self.is_free => self.pick_another_version().map_or(picked, Ok),
+            picked => picked,
+        };
+        self.is_silent &= picked.is_err();
+        picked
+    }
+
+    fn pick_another_version(&mut self) -> Option<Call> {
+        let (table, chosen) = (self.route.table(), self.version);
+        for version in table.others(chosen) {
+            self.version = version;
+            if let Ok(call) = self.pick_beside(&self.tried, self.budget) {
+                if let Some(held) = table.held(version) {
+                    self.policy = held.policy.clone();
+                }
+                return Some(call);
+            }
+        }
+        self.version = chosen;
+        None
     }
 
     fn pick_beside(&self, tried: &[String], budget: Option<f64>) -> Result<Call> {
@@ -114,6 +153,9 @@ impl Attempts {
     pub async fn infer(&mut self, request: &Request, context: &Context) -> Result<Reply> {
         self.must_be_meetable(request, context)?;
         let answer = self.try_infer(request, context).await;
+        if self.is_silent && matches!(answer, Err(Error::DeadlineExceeded { .. })) {
+            self.slot.disregard();
+        }
         self.slot.ended(&answer);
         answer
     }
@@ -135,7 +177,7 @@ impl Attempts {
         self.route.deposit();
         let mut call = self.pick()?;
         loop {
-            let answer = self.hedged(&call, request, context).await;
+            let answer = self.infer_hedged(&call, request, context).await;
             match answer {
                 Ok(reply) => return Ok(reply),
                 Err(error) => {
@@ -160,6 +202,7 @@ impl Attempts {
 
     /// Notes that a part of a stream has come.
     pub fn progressed(&mut self) {
+        self.is_free = false;
         self.slot.answered();
     }
 
@@ -171,12 +214,9 @@ impl Attempts {
         context: &Context,
     ) -> Result<(Call, ReplyStream)> {
         loop {
-            match call.candidate.client.stream(request.clone(), context.clone()).await {
-                Ok(stream) => return Ok((call, stream)),
-                Err(error) => {
-                    call.failed(&error);
-                    call = self.next(&call, error).await?;
-                }
+            match self.open_hedged(call, request, context).await {
+                Ok(opened) => return Ok(opened),
+                Err((failed, error)) => call = self.next(&failed, error).await?,
             }
         }
     }
@@ -185,6 +225,7 @@ impl Attempts {
     pub async fn next(&mut self, failed: &Call, error: Error) -> Result<Call> {
         self.tries += 1;
         let again = again(&error, &self.policy);
+        let error = self.as_seen_from_here(error, failed);
         if again == Again::Never || self.tries >= MAX_TRIES {
             return Err(error);
         }
@@ -223,43 +264,27 @@ impl Attempts {
         }
     }
 
-    /// One call, and a second one beside it if the first takes longer than most do.
-    async fn hedged(&mut self, call: &Call, request: &Request, context: &Context) -> Result<Reply> {
-        let first = note(call, call.candidate.client.infer(request, context));
-        let Some(after) = self.hedge_after() else { return first.await };
-        let mut first = std::pin::pin!(first);
-        if let Ok(answer) = tokio::time::timeout(after, &mut first).await {
-            return answer;
+    /// A worker that the register says holds the model may say that it does not: it has started anew, or unloads it just
+    /// now. That does not make the model unknown.
+    fn as_seen_from_here(&self, error: Error, by: &Call) -> Error {
+        match error {
+            Error::NotFound { .. } if self.namespace.is_none() => Error::Unavailable {
+                reason: "NO_WORKER",
+                message: format!("{} does not hold {} at the moment", by.candidate.client.name(), self.route.model),
+                retry_after: Duration::from_secs(1),
+            },
+            error => error,
         }
-        let hedge = self.pick_beside(&[call.candidate.client.name().to_owned()], None).ok();
-        let Some(hedge) = hedge.filter(|_| self.route.withdraw()) else { return first.await };
-        metrics::counter!("sensorium_hedges_total", "model" => self.route.model.clone()).increment(1);
-        let second = std::pin::pin!(note(&hedge, hedge.candidate.client.infer(request, context)));
-        // the loser is dropped, and with it cancelled; one that fails leaves it to the other
-        let last = match select(first, second).await {
-            Either::Left((Err(error), second)) if again(&error, &self.policy) != Again::Never => second.await,
-            Either::Right((Err(_), first)) => return first.await,
-            Either::Left((answer, _)) | Either::Right((answer, _)) => return answer,
-        };
-        if last.is_err() {
-            self.tried.push(hedge.candidate.client.name().to_owned());
-        }
-        last
-    }
-
-    fn hedge_after(&self) -> Option<Duration> {
-        let wanted = self.policy.hedge_percentile > 0.0 && self.policy.idempotent;
-        if wanted { self.route.latencies.percentile(self.policy.hedge_percentile) } else { None }
     }
 }
 
-async fn note(call: &Call, answer: impl Future<Output = Result<Reply>>) -> Result<Reply> {
-    let answer = answer.await;
-    match &answer {
-        Ok(_) => call.answered(),
-        Err(error) => call.failed(error),
+/// All who hold the model are silent.
+fn unheard(model: &str) -> Error {
+    Error::Unavailable {
+        reason: "NO_WORKER",
+        message: format!("no worker that holds {model} can be reached"),
+        retry_after: Duration::from_secs(1),
     }
-    answer
 }
 
 #[cfg(test)]
@@ -293,18 +318,22 @@ mod tests {
         assert_eq!(again(&Error::DeadlineExceeded { stage: String::new() }, &safe), Again::Never);
     }
 
-    /// One hedged request of a model whose requests take 10 ms. The first worker is the less loaded one.
-    async fn hedged(policy: &Policy, first: &Arc<Slow>, second: &Arc<Slow>) -> Result<Reply> {
-        let route = Arc::new(Route::new("m"));
-        let policy = Policy { hedge_percentile: 90.0, ..policy.clone() };
-        route.latencies.percentile(policy.hedge_percentile);
-        (0..50).for_each(|_| route.latencies.record(Duration::from_millis(10)));
+    fn publish(route: &Route, policy: &Policy, first: &Arc<Slow>, second: &Arc<Slow>) {
+        let policy = policy.clone();
         let held = Held { name: "m".into(), version: 1, state: "READY".into(), policy, ..Held::default() };
         let registration = Registration { models: vec![held], ..Registration::default() };
         let candidate = |client: &Arc<Slow>| Arc::new(Candidate::new(&registration, "m", client.clone(), None));
         let all = vec![candidate(first), candidate(second)];
         all[1].seen.started();
         route.publish(Table::new(all));
+    }
+
+    /// One hedged request of a model whose requests take 10 ms. The first worker is the less loaded one.
+    async fn hedged(policy: &Policy, first: &Arc<Slow>, second: &Arc<Slow>) -> Result<Reply> {
+        let route = Arc::new(Route::new("m"));
+        let policy = Policy { hedge_percentile: 90.0, ..policy.clone() };
+        (0..50).for_each(|_| route.latencies.record(Duration::from_millis(10), 1.0));
+        publish(&route, &policy, first, second);
         let (request, context) = (Request::of_bytes("m", "text", ""), Context::default());
         let admission = Admission::new(Options::bound(8));
         let mut attempts = Attempts::new(route, "".into(), &admission, &request, &context)?;
@@ -328,6 +357,98 @@ mod tests {
         let (late, later) = (Slow::new("late", 100, None), Slow::new("later", 1000, None));
         hedged(&Policy::default(), &late, &later).await.unwrap();
         assert_eq!((told(&late), told(&later)), ((1, 1), (1, 0)));
+    }
+
+    /// A request of a model that takes 10 ms and wants no hedges, with so many milliseconds to go.
+    async fn asked(policy: &Policy, first: &Arc<Slow>, second: &Arc<Slow>, deadline: u64) -> Result<Reply> {
+        let route = Arc::new(Route::new("m"));
+        (0..50).for_each(|_| route.latencies.record(Duration::from_millis(10), 1.0));
+        publish(&route, policy, first, second);
+        let deadline = Some(Instant::now() + Duration::from_millis(deadline));
+        let (request, context) = (Request::of_bytes("m", "text", ""), Context { deadline, ..Context::default() });
+        let admission = Admission::new(Options::bound(8));
+        let mut attempts = Attempts::new(route, "".into(), &admission, &request, &context)?;
+        context.bound("waiting", attempts.infer(&request, &context)).await
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_worker_that_says_nothing_is_not_waited_for() {
+        let once = Policy { idempotent: false, ..Policy::default() };
+        // a frozen worker, by default, within half a second
+        let (frozen, other) = (Slow::new("frozen", 60_000, None), Slow::new("other", 10, None));
+        asked(&Policy::default(), &frozen, &other, 500).await.unwrap();
+        assert_eq!((told(&frozen), told(&other)), ((1, 0), (1, 1)));
+        // also where the deadline leaves little more than two requests take
+        let (frozen, other) = (Slow::new("frozen", 60_000, None), Slow::new("other", 10, None));
+        asked(&Policy::default(), &frozen, &other, 80).await.unwrap();
+        // one that takes a little longer is waited for
+        let (slow, other) = (Slow::new("slow", 60, None), Slow::new("other", 10, None));
+        asked(&Policy::default(), &slow, &other, 500).await.unwrap();
+        assert_eq!((told(&slow), told(&other)), ((1, 1), (0, 0)));
+        // and so is one that does what must be done once
+        let (frozen, other) = (Slow::new("frozen", 60_000, None), Slow::new("other", 10, None));
+        assert_eq!(asked(&once, &frozen, &other, 500).await.unwrap_err().code(), "deadline_exceeded");
+        assert_eq!(told(&other), (0, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_budget_of_retries_pays_for_hedges_and_a_worker_that_answers_others_is_there() {
+        let route = Arc::new(Route::new("m"));
+        (0..50).for_each(|_| route.latencies.record(Duration::from_millis(10), 1.0));
+        let (slow, other) = (Slow::new("slow", 250, None), Slow::new("other", 10, None));
+        publish(&route, &Policy::default(), &slow, &other);
+        let (request, context) = (Request::of_bytes("m", "text", ""), Context::default());
+        let admission = Admission::new(Options::bound(8));
+        let attempts = || Attempts::new(route.clone(), "".into(), &admission, &request, &context).unwrap();
+        // the same worker goes on answering others: this request takes long
+        let seen = route.table().candidates()[0].seen.clone();
+        let answers = async {
+            loop {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                seen.heard();
+            }
+        };
+        let mut one = attempts();
+        tokio::select! {
+            answer = one.infer(&request, &context) => drop(answer.unwrap()),
+            () = answers => {}
+        }
+        assert_eq!((told(&slow), told(&other)), ((1, 1), (0, 0)));
+        while route.withdraw() {}
+        attempts().infer(&request, &context).await.unwrap();
+        assert_eq!((told(&slow), told(&other)), ((2, 2), (0, 0)), "there was nothing to pay it from");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_worker_that_no_longer_holds_the_model_does_not_make_it_unknown() {
+        let unknown = || Error::NotFound { what: "model 'm'".into(), known: String::new() };
+        let (first, second) = (Slow::new("first", 1, Some(unknown)), Slow::new("second", 1, Some(unknown)));
+        let error = hedged(&Policy::default(), &first, &second).await.unwrap_err();
+        assert!(matches!(error, Error::Unavailable { reason: "NO_WORKER", .. }), "{error:?}");
+        assert_eq!((told(&first), told(&second)), ((1, 1), (1, 1)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn where_nobody_is_left_for_one_version_another_one_answers() {
+        let draining = || unavailable("DRAINING");
+        let (first, second) = (Slow::new("first", 1, Some(draining)), Slow::new("second", 1, None));
+        let held = |version| Held { name: "m".into(), version, state: "READY".into(), ..Held::default() };
+        let candidate = |client: &Arc<Slow>, version| {
+            let registration = Registration { models: vec![held(version)], ..Registration::default() };
+            Arc::new(Candidate::new(&registration, "m", client.clone(), None))
+        };
+        let admission = Admission::new(Options::bound(8));
+        for asked in [None, Some(2)] {
+            for _ in 0..20 {
+                let route = Arc::new(Route::new("m"));
+                route.publish(Table::new(vec![candidate(&first, 2), candidate(&second, 1)]));
+                let request = Request { version: asked, ..Request::of_bytes("m", "text", "") };
+                let context = Context::default();
+                let mut attempts = Attempts::new(route, "".into(), &admission, &request, &context).unwrap();
+                let answer = attempts.infer(&request, &context).await;
+                assert_eq!(answer.is_ok(), asked.is_none(), "who asks for a version gets that one or none");
+            }
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -16,6 +16,9 @@ const WEIGHT: f64 = 0.1;
 const FRESH: Duration = Duration::from_secs(10);
 /// An idle worker's latency counts half as much after each of these in `load`: who was slow once is tried again.
 const HALF_LIFE: Duration = Duration::from_secs(5);
+/// A worker that says nothing for so many rounds, and a moment, is not taken for one that is at work.
+const TALKING: f64 = 3.0;
+const HARDLY: Duration = Duration::from_millis(50);
 /// A latency below this is not told apart from others.
 const FLOOR_SECONDS: f64 = 1e-5;
 
@@ -53,6 +56,8 @@ pub struct Seen {
     overloaded_until: AtomicU64,
     answered_at: AtomicU64,
     refused_at: AtomicU64,
+    /// When it last said anything.
+    heard_at: AtomicU64,
 }
 
 impl Default for Seen {
@@ -68,6 +73,7 @@ impl Default for Seen {
             overloaded_until: AtomicU64::new(0),
             answered_at: AtomicU64::new(0),
             refused_at: AtomicU64::new(0),
+            heard_at: AtomicU64::new(0),
         }
     }
 }
@@ -185,11 +191,29 @@ impl Seen {
         average(&self.pace, round / size.max(1.0));
         self.failures.store(0, Relaxed);
         let now = self.after(Duration::ZERO);
+        self.heard_at.store(now, Relaxed);
         self.answered_at.store(now, Relaxed);
         // it takes requests again: it has started anew, and the register could not say so
         if self.has_refused() && now.saturating_sub(millis(took)) > self.refused_at.load(Relaxed) {
             self.refused_at.store(0, Relaxed);
         }
+    }
+
+    /// It has said something, whatever it was.
+    pub fn heard(&self) {
+        self.heard_at.store(self.after(Duration::ZERO), Relaxed);
+    }
+
+    /// For how long a call that began so long ago has heard nothing of it, and neither has any other.
+    pub fn silent_for(&self, since: Duration) -> Duration {
+        let heard = Duration::from_millis(self.heard_at.load(Relaxed));
+        since.min(self.born.elapsed().saturating_sub(heard))
+    }
+
+    /// Whether it has said anything within the time of a few rounds.
+    pub fn is_talking(&self) -> bool {
+        let rounds = Duration::try_from_secs_f64(self.round_seconds() * TALKING).unwrap_or(Duration::MAX);
+        self.silent_for(Duration::MAX) <= rounds.saturating_add(HARDLY)
     }
 
     /// Whether its latency was measured of late. What was slow once is tried again.

@@ -16,6 +16,12 @@ pub trait Client: Send + Sync {
         true
     }
 
+    /// Its calls wait far longer than they ever did: it is asked whether it is there, and others are called until it says
+    /// so. Returns whether that is news.
+    fn suspect(&self) -> bool {
+        false
+    }
+
     /// One request, one answer.
     fn infer<'a>(&'a self, request: &'a Request, context: &'a Context) -> BoxFuture<'a, Result<Reply>>;
 

@@ -1,12 +1,14 @@
 //! What requests for one model hold on to: the table that its route has published, its retry budget and its latencies.
 //! It outlives restarts of the route's actor.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use metrics::{Histogram, histogram};
+use parking_lot::Mutex;
 use ractor::ActorRef;
 use sensorium_cluster::membership::Held;
 use tokio::time::Instant;
@@ -25,6 +27,8 @@ const RETRY_SHARE: f32 = 0.1;
 /// …and so many per second in any case, so that a quiet service can retry at all.
 const RETRIES_PER_SECOND: u32 = 10;
 const RETRY_WINDOW: Duration = Duration::from_secs(10);
+/// For so long a version whose workers are lost is unavailable rather than unknown.
+const LOST: Duration = Duration::from_secs(3600);
 
 /// See the module.
 pub struct Route {
@@ -40,6 +44,10 @@ pub struct Route {
     /// How many may be in work.
     pub slots: Arc<Slots>,
     calls: Histogram,
+    /// Versions whose workers are lost, and since when.
+    lost: Mutex<BTreeMap<u64, Instant>>,
+    /// Since when nobody holds the model.
+    unheld: Mutex<Option<Instant>>,
 }
 
 impl Route {
@@ -54,6 +62,8 @@ impl Route {
             latencies: Latencies::default(),
             slots: Arc::new(Slots::new(model)),
             calls: histogram!("sensorium_call_duration_seconds", "model" => model.to_owned()),
+            lost: Mutex::default(),
+            unheld: Mutex::new(Some(Instant::now())),
         }
     }
 
@@ -66,18 +76,33 @@ impl Route {
     /// are held best.
     ///
     /// # Errors
-    /// `NotFound` if nobody holds it, `Unavailable` if nobody holds the model any more.
+    /// `NotFound` if nobody holds it, `Unavailable` if nobody holds the model any more, or those are lost that held the
+    /// version.
     pub fn resolve<T>(&self, asked: Option<u64>, read: impl FnOnce(&Held) -> T) -> Result<T> {
         let table = self.table.load();
-        let Some(newest) = table.newest() else {
-            return Err(Error::Unavailable {
-                reason: "NO_WORKER",
-                message: format!("no worker holds {}", self.model),
-                retry_after: Duration::from_secs(1),
-            });
+        self.read(&table, asked.or_else(|| table.newest()), read)
+    }
+
+    /// The same for a request that is about to be made. While workers hold different versions, as in a roll, each version
+    /// gets its part of the requests that name none.
+    ///
+    /// # Errors
+    /// As `resolve`.
+    pub fn choose<T>(&self, asked: Option<u64>, read: impl FnOnce(&Held) -> T) -> Result<T> {
+        let table = self.table.load();
+        self.read(&table, asked.or_else(|| table.choose_version(&mut rand::rng())), read)
+    }
+
+    fn read<T>(&self, table: &Table, version: Option<u64>, read: impl FnOnce(&Held) -> T) -> Result<T> {
+        let unavailable =
+            |message| Error::Unavailable { reason: "NO_WORKER", message, retry_after: Duration::from_secs(1) };
+        let Some(version) = version.filter(|_| table.newest().is_some()) else {
+            return Err(unavailable(format!("no worker holds {}", self.model)));
         };
-        let version = asked.unwrap_or(newest);
         table.held(version).map(read).ok_or_else(|| {
+            if self.lost.lock().contains_key(&version) {
+                return unavailable(format!("no worker holds {} version {version}", self.model));
+            }
             let known: Vec<String> = table.versions().map(|version| version.to_string()).collect();
             Error::NotFound {
                 what: format!("model '{}' version {version}", self.model),
@@ -94,8 +119,39 @@ impl Route {
         self.resolve(asked, |held| held.accepts.as_ref().map_or(Ok(()), |accepts| shapes::check(accepts, inputs)))?
     }
 
+    /// Whether workers that held it are lost.
+    pub fn was_held(&self) -> bool {
+        !self.lost.lock().is_empty()
+    }
+
+    /// For how long nobody has held it.
+    pub fn unheld_for(&self) -> Option<Duration> {
+        self.unheld.lock().map(|since| since.elapsed())
+    }
+
+    /// Versions that were in the last table and are not in this one: those that somebody has unloaded are no more, and
+    /// those whose workers are lost may come back.
+    fn note_versions(&self, before: &Table, after: &Table) {
+        let mut lost = self.lost.lock();
+        lost.retain(|version, since| since.elapsed() < LOST && after.held(*version).is_none());
+        for version in before.candidates().iter().flat_map(|holder| &holder.held).map(|held| held.version) {
+            let unloaded = before.candidates().iter().filter(|holder| holder.holds(version).is_some()).any(|holder| {
+                let same = |now: &&Arc<Candidate>| {
+                    now.client.name() == holder.client.name() && now.incarnation == holder.incarnation
+                };
+                after.candidates().iter().any(|now| same(&now))
+            });
+            if after.held(version).is_none() && !unloaded {
+                lost.insert(version, Instant::now());
+            }
+        }
+        let mut unheld = self.unheld.lock();
+        *unheld = if after.candidates().is_empty() { unheld.or_else(|| Some(Instant::now())) } else { None };
+    }
+
     /// The actor has a new table.
     pub(super) fn publish(&self, table: Table) {
+        self.note_versions(&self.table.load(), &table);
         self.table.store(Arc::new(table));
     }
 
@@ -151,11 +207,21 @@ impl Call {
         Self { candidate, route: route.clone(), depth, started: Instant::now(), size, ahead }
     }
 
+    /// For how long nothing has been heard of the worker, by this call or by others that came later.
+    pub fn silent_for(&self) -> Duration {
+        self.candidate.seen.silent_for(self.started.elapsed())
+    }
+
+    /// How long it has been in work.
+    pub fn elapsed(&self) -> Duration {
+        self.started.elapsed()
+    }
+
     /// It was answered.
     pub fn answered(&self) {
         let took = self.started.elapsed();
         self.candidate.seen.answered(took, self.size, self.ahead);
-        self.route.latencies.record(took);
+        self.route.latencies.record(took, self.size);
         self.route.calls.record(took);
     }
 
@@ -163,6 +229,13 @@ impl Call {
     /// a deadline that was too short.
     pub fn failed(&self, error: &Error) {
         let seen = &self.candidate.seen;
+        let unheard = matches!(
+            error,
+            Error::Unavailable { reason: "UNREACHABLE" | "WORKER_LOST", .. } | Error::DeadlineExceeded { .. }
+        );
+        if !unheard {
+            seen.heard();
+        }
         match error {
             Error::Exhausted { retry_after, .. } => seen.overloaded(*retry_after),
             Error::Unavailable { reason: "DRAINING", .. } => seen.refuses(),

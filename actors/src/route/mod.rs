@@ -12,6 +12,7 @@ pub mod subset;
 pub mod table;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use dashmap::DashMap;
 use futures::StreamExt;
@@ -103,13 +104,15 @@ impl Router {
         let mut view = membership.watch();
         // the front has seen nothing yet
         view.mark_changed();
-        let told = front.clone();
+        let (told, read) = (front.clone(), membership.clone());
         tokio::spawn(async move {
             while view.changed().await.is_ok() {
+                // asked first: a view that is read between the two is told of once more
+                let listed = read.is_listed();
                 let changed = view.borrow_and_update().clone();
                 // waited for, so that what changes meanwhile is one change: a large cluster may roll faster than tables
                 // are made
-                if ractor::call!(told, |done| front::Message::Apply(changed, done)).is_err() {
+                if ractor::call!(told, |done| front::Message::Apply(changed, listed, done)).is_err() {
                     break;
                 }
             }
@@ -142,7 +145,7 @@ impl Router {
         route.must_accept(request.version, shapes::of(request))?;
         if let Some(cache) = &self.cache {
             let read = |held: &Held| held.policy.cached.then(|| (held.version, held.namespace.clone()));
-            if let Some((version, namespace)) = route.resolve(request.version, read)?
+            if let Some((version, namespace)) = route.choose(request.version, read)?
                 && let Some(plan) = Plan::of(request, version, &namespace, context)?
             {
                 let compute = |part: Request| {
@@ -183,7 +186,6 @@ impl Router {
             // who goes on must draw what who began would have drawn
             request.parameters.set("seed", Parameter::Uint(rand::random()));
         }
-        request.version = Some(attempts.version);
         let opened = context.bound("waiting for the worker", attempts.open(&request, &context)).await?;
         Ok(Box::pin(async_stream::stream! {
             let (mut call, mut replies) = opened;
@@ -226,9 +228,10 @@ impl Router {
 
     /// Waits until the routes are those of the register as it is now.
     pub async fn refresh(&self) {
+        let listed = self.membership.is_listed();
         let view = self.membership.watch().borrow().clone();
         // a front that is gone has no routes to wait for
-        let _ = ractor::call!(self.front, |done| front::Message::Apply(view, done));
+        let _ = ractor::call!(self.front, |done| front::Message::Apply(view, listed, done));
     }
 
     /// Models that are routed, by name.
@@ -241,7 +244,8 @@ impl Router {
     /// The version as its best holder has it; `None` leaves the choice to the route.
     ///
     /// # Errors
-    /// `NotFound` with the names that exist, `Unavailable` if nobody holds the model any more.
+    /// `NotFound` with the names that exist, `Unavailable` if nobody holds the model any more, or the register has not been
+    /// read.
     pub fn held(&self, model: &str, version: Option<u64>) -> Result<Held> {
         self.route(model)?.resolve(version, Held::clone)
     }
@@ -267,10 +271,10 @@ impl Router {
 
     /// How long a request of this size can be expected to take, from what calls have told of late; nothing if they have
     /// told nothing.
-    pub fn expected(&self, model: &str, size: f64) -> Option<std::time::Duration> {
+    pub fn expected(&self, model: &str, size: f64) -> Option<Duration> {
         let table = self.route(model).ok()?.table();
         let seconds = table.expected_seconds(table.newest()?, size)?;
-        std::time::Duration::try_from_secs_f64(seconds).ok()
+        Duration::try_from_secs_f64(seconds).ok()
     }
 
     /// How the workers of a model fare, as seen from here.
@@ -288,11 +292,30 @@ impl Router {
     }
 
     fn route(&self, model: &str) -> Result<Arc<Route>> {
-        self.routes.get(model).map(|route| route.clone()).ok_or_else(|| Error::NotFound {
+        if let Some(route) = self.routes.get(model) {
+            return Ok(route.clone());
+        }
+        Err(unheld(&self.membership, model).unwrap_or_else(|| Error::NotFound {
             what: format!("model '{model}'"),
             known: format!("loaded are {}", crate::error::names(self.models())),
-        })
+        }))
     }
+}
+
+/// What is answered before the register has been read: nothing is known to be unknown yet.
+pub fn unread(membership: &Membership) -> Option<Error> {
+    let message = || "the register of the cluster has not been read yet".to_owned();
+    (!membership.has_view()).then(|| unavailable("NO_VIEW", message()))
+}
+
+/// Why a model that nobody holds is unavailable; nothing if it is unknown.
+pub fn unheld(membership: &Membership, model: &str) -> Option<Error> {
+    let known = || unavailable("NO_WORKER", format!("no worker holds {model}"));
+    unread(membership).or_else(|| membership.is_known(model).then(known))
+}
+
+fn unavailable(reason: &'static str, message: String) -> Error {
+    Error::Unavailable { reason, message, retry_after: Duration::from_secs(1) }
 }
 
 /// A stream that holds its permit for as long as it runs.

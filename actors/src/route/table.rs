@@ -24,6 +24,9 @@ pub struct Table {
     versions: Vec<(u64, Tier)>,
     /// Requests that all who take more work on side by side.
     capacity: u32,
+    /// By version, requests that those work on side by side of whom it is the newest that is ready; empty where that is one
+    /// version.
+    rolling: Vec<(u64, u64)>,
 }
 
 /// How well a version is held.
@@ -95,7 +98,19 @@ impl Table {
         versions.sort_unstable();
         let takers = candidates.iter().filter(|candidate| candidate.takes_more());
         let capacity = takers.fold(0u32, |sum, candidate| sum.saturating_add(candidate.capacity));
-        Self { candidates, versions, capacity }
+        let mut rolling: Vec<(u64, u64)> = Vec::new();
+        for candidate in candidates.iter().filter(|candidate| candidate.takes_more()) {
+            let ready = candidate.held.iter().filter(|held| held.is_ready()).map(|held| held.version);
+            let Some(newest) = ready.max() else { continue };
+            match rolling.iter_mut().find(|(version, _)| *version == newest) {
+                Some((_, capacity)) => *capacity += u64::from(candidate.capacity),
+                None => rolling.push((newest, u64::from(candidate.capacity))),
+            }
+        }
+        if rolling.len() == 1 {
+            rolling.clear();
+        }
+        Self { candidates, versions, capacity, rolling }
     }
 
     /// Requests that they work on side by side, when the table was made.
@@ -114,9 +129,38 @@ impl Table {
         self.versions.iter().max_by_key(|(version, tier)| (*tier, *version)).map(|(version, _)| *version)
     }
 
+    /// The version of a request that names none: the newest, or in a roll, where others hold only older ones ready, one
+    /// of theirs, each by how much its workers can do. A single worker of a new version does not get what all get.
+    pub fn choose_version(&self, rng: &mut impl Rng) -> Option<u64> {
+        let newest = self.newest()?;
+        if self.rolling.is_empty() {
+            return Some(newest);
+        }
+        let mut at = rng.random_range(0..self.rolling.iter().map(|(_, capacity)| capacity).sum::<u64>().max(1));
+        for &(version, capacity) in &self.rolling {
+            if at < capacity {
+                return Some(version);
+            }
+            at -= capacity;
+        }
+        Some(newest)
+    }
+
     /// Versions that anybody holds, ascending.
     pub fn versions(&self) -> impl Iterator<Item = u64> {
         self.versions.iter().map(|(version, _)| *version)
+    }
+
+    /// Whether nobody who holds the version can be reached, as far as is known.
+    pub fn is_silent(&self, version: u64) -> bool {
+        let mut holders = self.candidates.iter().filter(|candidate| candidate.holds(version).is_some());
+        holders.all(|candidate| !candidate.client.is_reachable())
+    }
+
+    /// Versions that answer beside this one, the newest first.
+    pub fn others(&self, version: u64) -> impl Iterator<Item = u64> {
+        let ready = self.versions.iter().rev().filter(move |(other, tier)| *other != version && *tier == Tier::Ready);
+        ready.map(|(other, _)| *other)
     }
 
     /// The version as its best holder has it.
@@ -152,8 +196,9 @@ impl Table {
         }
         if left.is_empty() {
             let other = |candidate: &&Arc<Candidate>| wish.held_by(candidate).is_none() && candidate.takes_more();
+            let ready = |other: &'_ Arc<Candidate>| other.held.iter().find(|held| held.is_ready()).cloned();
             if let Some(namespace) = wish.namespace
-                && let Some(other) = self.candidates.iter().filter(other).find_map(|other| other.holds(wish.version))
+                && let Some(other) = self.candidates.iter().filter(other).find_map(ready)
             {
                 return Err(Error::NotFound {
                     what: format!("'{namespace}'"),
@@ -199,11 +244,13 @@ impl Table {
     /// The same where it is sure enough to refuse a request by it: everybody has answered of late, and is at work.
     /// Otherwise there is somebody to try.
     pub fn certain_seconds(&self, version: u64, size: f64) -> Option<f64> {
-        let takers = self.candidates.iter().filter(|candidate| candidate.takes_more());
+        // who says nothing tells nothing of how long it takes: that it is away is no overload
+        let takers =
+            self.candidates.iter().filter(|candidate| candidate.takes_more() && candidate.client.is_reachable());
         let mut holders = takers.filter(|candidate| candidate.holds(version).is_some()).peekable();
         holders.peek()?;
         holders.try_fold(f64::INFINITY, |soonest, candidate| {
-            let known = candidate.seen.is_measured() && candidate.seen.in_flight() > 0;
+            let known = candidate.seen.is_measured() && candidate.seen.in_flight() > 0 && candidate.seen.is_talking();
             known.then(|| soonest.min(candidate.expected_seconds(size)))
         })
     }
@@ -273,6 +320,30 @@ mod tests {
         assert_eq!(others.code(), "not_found", "others are there");
         let alone = Table::new(all[..1].to_vec());
         assert_eq!(alone.pick("m", &Wish { tried: &tried, ..old }, &mut rng()).err().unwrap().code(), "unavailable");
+    }
+
+    #[test]
+    fn in_a_roll_each_version_gets_its_part() {
+        let share = |table: &Table, wanted: u64| {
+            let mut rng = rng();
+            (0..10_000).filter(|_| table.choose_version(&mut rng) == Some(wanted)).count()
+        };
+        let old = |name: &str| worker(name, "", vec![held(1, "READY")]);
+        let new = |name: &str| worker(name, "", vec![held(2, "READY")]);
+        // one of ten does not take what all of them take
+        let mut all: Vec<_> = (0..9).map(|n| old(&format!("old-{n}"))).collect();
+        all.push(new("new"));
+        let table = Table::new(all.clone());
+        assert_eq!(table.newest(), Some(2), "it is the newest none the less");
+        assert!((800..1200).contains(&share(&table, 2)), "{}", share(&table, 2));
+        // who holds both answers with the newer one; who does not answer yet, or takes no more, has no part
+        let both = worker("both", "", vec![held(1, "READY"), held(2, "READY")]);
+        assert_eq!(share(&Table::new(vec![both.clone(), new("b")]), 2), 10_000);
+        assert!((4000..6000).contains(&share(&Table::new(vec![both, old("a")]), 2)));
+        assert_eq!(share(&Table::new(vec![worker("loading", "", vec![held(2, "LOADING")]), old("a")]), 1), 10_000);
+        all[9].seen.refuses();
+        assert_eq!(share(&Table::new(all), 1), 10_000);
+        assert_eq!(Table::new(Vec::new()).choose_version(&mut rng()), None);
     }
 
     #[tokio::test(start_paused = true)]

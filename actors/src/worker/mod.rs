@@ -78,8 +78,12 @@ impl Versions {
         self.0.read().values().filter(|served| served.manifest.name == model).cloned().collect()
     }
 
+    /// The newest that answers or will; one that is down does not hide an older one.
     fn newest(&self, model: &str) -> Option<Arc<Served>> {
-        self.of_model(model).into_iter().rfind(|served| served.status() != Status::Unloading)
+        let mut staying = self.of_model(model);
+        staying.retain(|served| served.status() != Status::Unloading);
+        let up = staying.iter().rfind(|served| !matches!(served.status(), Status::Quarantined(_)));
+        up.or(staying.last()).cloned()
     }
 }
 

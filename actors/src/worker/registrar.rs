@@ -53,6 +53,13 @@ impl Registrar {
         }
     }
 
+    /// Tells the register that the worker has loaded what it was to load.
+    pub async fn loaded(&self) {
+        if let Some(lease) = &*self.lease.lock().await {
+            lease.update(|registration| registration.expects.clear());
+        }
+    }
+
     /// Returns when the register knows what it was told, or cannot be reached.
     pub async fn settled(&self) {
         if let Some(lease) = &*self.lease.lock().await {

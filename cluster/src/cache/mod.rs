@@ -2,7 +2,8 @@
 //!
 //! The near-cache is moka, bounded by bytes and time. Behind it stands Redis, if there is one ([`redis`]); the embedded
 //! twin is the near-cache alone. Equal look-ups that run at the same time compute once (single-flight), and that goes
-//! for each item of a batch: who asks first holds a [`Claim`], others wait for it. Keys are the caller's: a 128-bit hash
+//! for each item of a batch: who asks first holds a [`Claim`], others wait for it, and one of them takes it over if the first turns
+//! away. Keys are the caller's: a 128-bit hash
 //! of everything that the answer depends on, so nothing is ever invalidated but by another key.
 
 mod flight;
@@ -16,7 +17,7 @@ use bytes::Bytes;
 use metrics::Counter;
 use moka::sync::Cache as Moka;
 
-pub use self::flight::{Claim, Waiter};
+pub use self::flight::{Claim, Landed, Waiter};
 use self::flight::{Flights, Place};
 use self::redis::Far;
 use crate::health::Health;
@@ -143,7 +144,7 @@ impl Cache {
             // one that landed between the two looks is there now
             Place::First(claim) => match self.near.as_ref().and_then(|near| near.get(&key)) {
                 Some(value) => {
-                    claim.land(value.clone());
+                    claim.land(&value);
                     self.hit(value)
                 }
                 None => Found::Claim(claim),
@@ -165,7 +166,7 @@ impl Cache {
                 kept.push((claim.key(), value.clone()));
                 self.land(claim, value);
             } else {
-                claim.land(value);
+                claim.land(&value);
             }
         }
         if let (Some(far), false) = (&self.far, kept.is_empty()) {
@@ -178,12 +179,17 @@ impl Cache {
         if let Some(near) = &self.near {
             near.insert(claim.key(), value.clone());
         }
-        claim.land(value);
+        claim.land(&value);
     }
 
     /// How Redis fares.
     pub fn health(&self) -> Health {
         self.far.as_ref().map_or(Health::Embedded, |far| far.health())
+    }
+
+    /// What is wrong with Redis, in its own words; empty while nothing is.
+    pub fn trouble(&self) -> String {
+        self.far.as_ref().map(|far| far.trouble()).unwrap_or_default()
     }
 
     /// Look-ups since the start.
@@ -217,6 +223,20 @@ mod tests {
         }
     }
 
+    async fn value(waiter: Waiter) -> Bytes {
+        match waiter.wait().await {
+            Landed::Value(value) => value,
+            _ => panic!("expected a value"),
+        }
+    }
+
+    async fn waiter(cache: &Cache, key: Key) -> Waiter {
+        match cache.look_up(&[key]).await.pop() {
+            Some(Found::Wait(waiter)) => waiter,
+            _ => panic!("expected to wait"),
+        }
+    }
+
     #[tokio::test]
     async fn equal_look_ups_compute_once_and_the_rest_of_a_batch_is_not_held_up() {
         let cache = cache(1 << 20);
@@ -227,20 +247,43 @@ mod tests {
         let Some(Found::Claim(own)) = found.pop() else { panic!("8 is new") };
         let Some(Found::Wait(waiter)) = found.pop() else { panic!("7 is being computed") };
         cache.fulfil(vec![(own, Bytes::from_static(b"eight"))]);
-        assert_eq!(twice.wait().await.unwrap(), "eight");
+        assert_eq!(value(twice).await, "eight");
         cache.fulfil(vec![(first, Bytes::from_static(b"seven"))]);
-        assert_eq!(waiter.wait().await.unwrap(), "seven");
+        assert_eq!(value(waiter).await, "seven");
         assert!(matches!(cache.look_up(&[7]).await.pop(), Some(Found::Value(value)) if value == "seven"));
         assert_eq!(cache.counts(), Counts { hits: 3, lookups: 5 });
     }
 
     #[tokio::test]
-    async fn whoever_waits_for_one_that_gave_up_is_told_so() {
+    async fn of_those_who_wait_the_next_takes_over_from_one_that_turns_away() {
         let cache = cache(1 << 20);
         let first = claim(&cache, 7).await;
-        let Some(Found::Wait(waiter)) = cache.look_up(&[7]).await.pop() else { panic!("7 is being computed") };
+        let [gone, second, third, last] =
+            [waiter(&cache, 7).await, waiter(&cache, 7).await, waiter(&cache, 7).await, waiter(&cache, 7).await];
+        drop(gone);
         drop(first);
-        assert!(waiter.wait().await.is_none());
+        let Landed::Claim(taken) = second.wait().await else { panic!("the next who is there") };
+        // it turns away without even having looked at it
+        drop(taken);
+        drop(third);
+        let Landed::Claim(taken) = last.wait().await else { panic!("the next but one") };
+        let behind = waiter(&cache, 7).await;
+        cache.fulfil(vec![(taken, Bytes::from_static(b"seven"))]);
+        assert_eq!(value(behind).await, "seven");
+        // nobody waits: it is as if nobody had asked
+        drop(claim(&cache, 8).await);
+        drop(claim(&cache, 8).await);
+    }
+
+    #[tokio::test]
+    async fn what_fails_again_is_left_to_each() {
+        let cache = cache(1 << 20);
+        let first = claim(&cache, 7).await;
+        let [second, third, fourth] = [waiter(&cache, 7).await, waiter(&cache, 7).await, waiter(&cache, 7).await];
+        first.fail();
+        let Landed::Claim(second) = second.wait().await else { panic!("one more tries") };
+        second.fail();
+        assert!(matches!((third.wait().await, fourth.wait().await), (Landed::Failed, Landed::Failed)));
         drop(claim(&cache, 7).await);
     }
 
@@ -250,7 +293,7 @@ mod tests {
         let first = claim(&cache, 7).await;
         let Some(Found::Wait(waiter)) = cache.look_up(&[7]).await.pop() else { panic!("7 is being computed") };
         cache.fulfil(vec![(first, Bytes::from(vec![0; 1001]))]);
-        assert_eq!(waiter.wait().await.unwrap().len(), 1001);
+        assert_eq!(value(waiter).await.len(), 1001);
         drop(claim(&cache, 7).await);
     }
 
@@ -260,7 +303,7 @@ mod tests {
         let first = claim(&cache, 7).await;
         let Some(Found::Wait(waiter)) = cache.look_up(&[7]).await.pop() else { panic!("7 is being computed") };
         cache.fulfil(vec![(first, Bytes::from_static(b"seven"))]);
-        assert_eq!(waiter.wait().await.unwrap(), "seven");
+        assert_eq!(value(waiter).await, "seven");
         drop(claim(&cache, 7).await);
     }
 }

@@ -2,11 +2,13 @@
 //! milliseconds, and none fails by it.
 //!
 //! A task of its own connects, and connects again; until it has, all look-ups miss. Look-ups that fail or time out open a
-//! circuit breaker, and for as long as it is open nobody asks. `redis://` and `rediss://` are one server,
+//! circuit breaker, and for as long as it is open nobody asks. Writes have a breaker of their own (`traffic.rs`): a Redis
+//! that is full, or a replica whose master is gone, takes none and goes on answering what it holds. `redis://` and `rediss://` are one server,
 //! `redis+sentinel://host:26379,host:26379/MASTER` the master that sentinels name, `redis+cluster://host:6379,host:6379` a
 //! cluster; each also as `rediss+…` with TLS.
 
 mod connect;
+mod traffic;
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
@@ -16,7 +18,6 @@ use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use metrics::{Counter, Histogram};
 use parking_lot::Mutex;
-use recloser::{AsyncRecloser, Recloser};
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::cluster_async::ClusterConnection;
 use redis::{Cmd, Pipeline, RedisFuture, Value};
@@ -25,17 +26,10 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::Instant;
 
 use self::connect::Server;
+use self::traffic::{Failure, Outcome, Traffic};
 use super::Key;
 use crate::health::Health;
 
-/// Look-ups over which the breaker takes its measure.
-const MEASURED: usize = 8;
-/// Share of them that must fail before it opens.
-const FAILING: f32 = 0.5;
-/// Look-ups that are let through to see whether Redis is back.
-const PROBES: usize = 2;
-/// How long it stays open.
-const OPEN: Duration = Duration::from_secs(1);
 /// Bytes that wait to be written at most; more are left out, as each value can be computed again.
 const MAX_WAITING: usize = 32 << 20;
 /// For so long values are gathered for one trip: each trip wakes Redis, and nobody waits for it…
@@ -48,8 +42,6 @@ const TOGETHER_BYTES: usize = 1 << 20;
 const TRIPS: usize = 2;
 /// A write, and a ping, may take so many deadlines: nobody waits for them.
 const PATIENCE: u32 = 20;
-/// Failures in a row after which Redis is said to be down: one look-up that comes too late is no news.
-const DOWN: u32 = 3;
 /// How long Redis may fail before it is connected to anew.
 const CONNECT_ANEW: Duration = Duration::from_secs(5);
 
@@ -114,12 +106,6 @@ impl ConnectionLike for Connection {
     }
 }
 
-/// Why a look-up gave nothing.
-enum Failure {
-    Timeout,
-    Redis(redis::RedisError),
-}
-
 /// A value on its way to Redis.
 struct Write {
     key: Key,
@@ -182,19 +168,19 @@ pub(super) struct Far {
     connection: Arc<ArcSwapOption<Connection>>,
     /// The connection is to be made anew.
     broken: Arc<Notify>,
-    breaker: AsyncRecloser,
-    writes: UnboundedSender<Write>,
+    reads: Traffic,
+    writes: Traffic,
+    to_write: UnboundedSender<Write>,
     lookups: Mutex<Lookups>,
     /// Bytes that may wait to be written.
     room: Arc<Semaphore>,
-    /// Since when, and how often in a row.
-    failing: Mutex<Option<(Instant, u32)>>,
     timeout: Duration,
     time_to_live: Duration,
     prefix: Vec<u8>,
     errors: Counter,
     timeouts: Counter,
     rejected: Counter,
+    refused: Counter,
     dropped: Counter,
     trips: Histogram,
 }
@@ -202,24 +188,24 @@ pub(super) struct Far {
 impl Far {
     pub(super) fn start(options: &Options, time_to_live: Duration) -> Result<Arc<Self>, Error> {
         let server = Server::parse(options)?;
-        let breaker =
-            Recloser::custom().error_rate(FAILING).closed_len(MEASURED).half_open_len(PROBES).open_wait(OPEN).build();
         let count = |reason| metrics::counter!("sensorium_cache_errors_total", "reason" => reason);
-        let (writes, written) = mpsc::unbounded_channel();
+        let (to_write, written) = mpsc::unbounded_channel();
         let far = Arc::new(Self {
             connection: Arc::default(),
             broken: Arc::default(),
-            breaker: breaker.into(),
-            writes,
+            // nothing is known of it before it answers
+            reads: Traffic::down(),
+            writes: Traffic::well(),
+            to_write,
             lookups: Mutex::default(),
             room: Arc::new(Semaphore::new(MAX_WAITING)),
-            failing: Mutex::new(Some((Instant::now(), DOWN))),
             timeout: options.timeout,
             time_to_live,
             prefix: format!("{}/cache/", options.prefix).into_bytes(),
             errors: count("error"),
             timeouts: count("timeout"),
             rejected: count("circuit_open"),
+            refused: count("write_refused"),
             dropped: count("writes_full"),
             trips: metrics::histogram!("sensorium_redis_duration_seconds"),
         });
@@ -260,7 +246,7 @@ impl Far {
             for &key in together.iter().flat_map(|lookup| &lookup.keys) {
                 command.arg(self.key(key));
             }
-            let asked = self.ask(self.timeout, async |mut connection| command.query_async(&mut connection).await);
+            let asked = self.read(self.timeout, async |mut connection| command.query_async(&mut connection).await);
             let values: Vec<Option<Bytes>> = asked.await.unwrap_or_default();
             // an answer of another length is none
             let is_whole = values.len() == together.iter().map(|lookup| lookup.keys.len()).sum::<usize>();
@@ -281,7 +267,7 @@ impl Far {
                 continue;
             };
             // the writer lives as long as this
-            let _ = self.writes.send(Write { key, value, _room: room });
+            let _ = self.to_write.send(Write { key, value, _room: room });
         }
     }
 
@@ -292,8 +278,18 @@ impl Far {
             command.arg(self.key(write.key)).arg(&write.value[..]).arg("EX").arg(seconds);
             command
         });
-        let commands: Vec<Cmd> = commands.collect();
-        self.ask(self.timeout * PATIENCE, async |connection| match connection {
+        self.send(commands.collect()).await;
+    }
+
+    /// Tries whether it takes writes again: nobody else may write for a while.
+    async fn try_writing(&self) {
+        let mut command = redis::cmd("SET");
+        command.arg([self.prefix.as_slice(), b"probe"].concat()).arg(1).arg("EX").arg(1);
+        self.send(vec![command]).await;
+    }
+
+    async fn send(&self, commands: Vec<Cmd>) {
+        let written = self.ask(&self.writes, self.timeout * PATIENCE, async |connection| match connection {
             // keys of a cluster lie in different slots
             Connection::Cluster(cluster) => {
                 let each = commands.iter().map(|command| {
@@ -309,84 +305,95 @@ impl Far {
                 }
                 pipeline.exec_async(&mut one).await
             }
-        })
-        .await;
+        });
+        match written.await {
+            Outcome::Answer(()) => {
+                if let Some(since) = self.writes.succeeded() {
+                    tracing::info!(seconds = since.elapsed().as_secs_f64(), "redis takes writes again");
+                }
+            }
+            Outcome::NotAsked => {}
+            Outcome::Failed(failure) => {
+                self.refused.increment(1);
+                if self.writes.failed(failure.to_string()) {
+                    tracing::warn!(error = %failure, "redis takes no writes, what it holds is read on");
+                }
+                // of a master that has become a replica, the sentinels or its name lead to another one
+                if failure.is_lost() || failure.is_read_only() && self.writes.is_due(CONNECT_ANEW) {
+                    self.broken.notify_one();
+                }
+            }
+        }
     }
 
-    /// One question, within a deadline and the breaker.
-    async fn ask<T>(
+    /// One question, within a deadline and the breaker of what is read. Nothing, if there is no answer.
+    async fn read<T>(
         &self,
         timeout: Duration,
         question: impl AsyncFnOnce(Connection) -> Result<T, redis::RedisError>,
     ) -> Option<T> {
-        let connection = self.connection.load_full()?;
+        match self.ask(&self.reads, timeout, question).await {
+            Outcome::Answer(answer) => {
+                if let Some(since) = self.reads.succeeded() {
+                    tracing::info!(seconds = since.elapsed().as_secs_f64(), "redis answers");
+                }
+                Some(answer)
+            }
+            Outcome::NotAsked => None,
+            Outcome::Failed(failure) => {
+                match &failure {
+                    Failure::Timeout(_) => self.timeouts.increment(1),
+                    Failure::Redis(_) => self.errors.increment(1),
+                }
+                if self.reads.failed(failure.to_string()) {
+                    tracing::warn!(error = %failure, "redis fails");
+                }
+                if failure.is_lost() || self.reads.unwell_for() >= CONNECT_ANEW {
+                    self.broken.notify_one();
+                }
+                None
+            }
+        }
+    }
+
+    async fn ask<T>(
+        &self,
+        traffic: &Traffic,
+        timeout: Duration,
+        question: impl AsyncFnOnce(Connection) -> Result<T, redis::RedisError>,
+    ) -> Outcome<T> {
+        let Some(connection) = self.connection.load_full() else { return Outcome::NotAsked };
         let bounded = async {
             let started = Instant::now();
             let answer = tokio::time::timeout(timeout, question((*connection).clone())).await;
             self.trips.record(started.elapsed());
             match answer {
                 Ok(answer) => answer.map_err(Failure::Redis),
-                Err(_) => Err(Failure::Timeout),
+                Err(_) => Err(Failure::Timeout(timeout)),
             }
         };
-        match self.breaker.call(bounded).await {
-            Ok(answer) => {
-                self.well();
-                Some(answer)
-            }
+        match traffic.breaker.call(bounded).await {
+            Ok(answer) => Outcome::Answer(answer),
             Err(recloser::Error::Rejected) => {
                 self.rejected.increment(1);
-                None
+                Outcome::NotAsked
             }
-            Err(recloser::Error::Inner(failure)) => {
-                self.failed(&failure);
-                None
-            }
-        }
-    }
-
-    fn well(&self) {
-        if let Some((since, failures)) = self.failing.lock().take()
-            && failures >= DOWN
-        {
-            tracing::info!(seconds = since.elapsed().as_secs_f64(), "redis answers");
-        }
-    }
-
-    /// It is known to be away. Since when it fails, and whether that is news.
-    fn fails(&self, failures: u32) -> (Instant, bool) {
-        let mut failing = self.failing.lock();
-        let (since, count) = failing.get_or_insert_with(|| (Instant::now(), 0));
-        let before = *count;
-        *count = count.saturating_add(failures);
-        (*since, before < DOWN && *count >= DOWN)
-    }
-
-    fn failed(&self, failure: &Failure) {
-        let (since, news) = self.fails(1);
-        match failure {
-            Failure::Timeout => {
-                self.timeouts.increment(1);
-                if news {
-                    tracing::warn!(milliseconds = self.timeout.as_millis(), "redis does not answer in time");
-                }
-            }
-            Failure::Redis(error) => {
-                self.errors.increment(1);
-                if news {
-                    tracing::warn!(%error, "redis fails");
-                }
-            }
-        }
-        let lost = matches!(failure, Failure::Redis(error) if error.is_unrecoverable_error());
-        if lost || since.elapsed() >= CONNECT_ANEW {
-            self.broken.notify_one();
+            Err(recloser::Error::Inner(failure)) => Outcome::Failed(failure),
         }
     }
 
     /// How Redis fares.
     pub(super) fn health(&self) -> Health {
-        let failing = self.failing.lock().filter(|(_, failures)| *failures >= DOWN);
-        failing.map_or(Health::Ok, |(since, _)| Health::Down { since })
+        match (self.reads.unwell_since(), self.writes.unwell_since()) {
+            (Some(since), _) => Health::Down { since },
+            (None, Some(since)) => Health::Degraded { since },
+            (None, None) => Health::Ok,
+        }
+    }
+
+    /// What is wrong with it, in its own words.
+    pub(super) fn trouble(&self) -> String {
+        let writes = || self.writes.trouble().map(|why| format!("takes no writes: {why}"));
+        self.reads.trouble().or_else(writes).unwrap_or_default()
     }
 }

@@ -1,37 +1,45 @@
 //! The register in etcd v3: a key per node under `<prefix>/nodes/`, on a lease of its own.
 //!
-//! Two tasks. [`keep`] holds a node's key: it grants the lease, puts the key, renews, and starts over whenever any of
-//! that fails, also when etcd comes back without its data. [`follow`] keeps the view: it lists, watches from the
+//! Two tasks. [`keep`] (`lease.rs`) holds a node's key: it grants the lease, puts the key, renews, and starts over whenever
+//! any of that fails, also when etcd comes back without its data. [`follow`] keeps the view: it lists, watches from the
 //! revision after the list, and when the watch breaks reads on from the revision that it has reached. It lists again if
-//! that was compacted, or if the register has lost its data.
+//! that was compacted, or if the register has lost its data. Reading needs no write: an etcd whose disk is full, and that
+//! refuses writes therefore, is read like any other.
 //!
 //! Under `<prefix>/held/` a worker leaves the names of its models for an hour longer than it lives itself: a gateway that
 //! starts while nobody holds a model knows all the same that there is one.
 
 mod held;
+mod lease;
 mod missing;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use etcd_client::{
-    Certificate, Client, Compare, CompareOp, ConnectOptions, EventType, GetOptions, Identity, PutOptions, TlsOptions,
-    Txn, TxnOp, TxnOpResponse, WatchOptions,
+    Certificate, Client, Compare, CompareOp, ConnectOptions, EventType, GetOptions, Identity, TlsOptions, Txn, TxnOp,
+    TxnOpResponse, WatchOptions,
 };
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior};
 
-use self::held::Memory;
+pub(super) use self::lease::keep;
 use self::missing::Missing;
-use super::{Link, Membership, Registration, Written};
+use super::{Link, Membership, Refusal, Registration};
 
 /// An answer that does not come within this is an outage.
 const ANSWER: Duration = Duration::from_secs(3);
 /// How often a silent connection is asked whether it is alive. etcd closes those that ask more often than every five
 /// seconds (its `--grpc-keepalive-min-time`).
 const KEEP_ALIVE: Duration = Duration::from_secs(6);
+/// How often etcd is asked whether it takes writes: whoever only reads would not notice.
+const LOOK: Duration = Duration::from_secs(3);
+/// Codes of gRPC with which etcd says no rather than that it cannot answer: INVALID_ARGUMENT (a wrong password),
+/// PERMISSION_DENIED, RESOURCE_EXHAUSTED (no space), FAILED_PRECONDITION and UNAUTHENTICATED.
+const REFUSALS: [i32; 5] = [3, 7, 8, 9, 16];
 /// Bytes of a list at most: that of 1,000 workers with 16 models each takes the 4 MiB of tonic's default.
 const LIST: usize = 256 << 20;
 
@@ -138,26 +146,69 @@ fn describe(error: &etcd_client::Error) -> String {
 
 type Result<T> = std::result::Result<T, Error>;
 
+impl Error {
+    /// Whether etcd has answered, and said no.
+    fn is_refusal(&self) -> bool {
+        match self {
+            Self::Etcd(etcd_client::Error::GRpcStatus(status)) => REFUSALS.contains(&i32::from(status.code())),
+            _ => false,
+        }
+    }
+}
+
+/// Notes that the register takes writes, or why it does not. Says so once.
+fn note(refusal: &watch::Sender<Refusal>, why: Option<String>) {
+    refusal.send_if_modified(|known| match (known.as_mut(), why) {
+        (None, Some(why)) => {
+            tracing::warn!(error = why, "the register takes no writes, going on with what it holds");
+            *known = Some((Instant::now(), why));
+            true
+        }
+        (Some((_, before)), Some(why)) => {
+            let is_news = *before != why;
+            *before = why;
+            is_news
+        }
+        (Some((since, _)), None) => {
+            tracing::info!(seconds = since.elapsed().as_secs_f64(), "the register takes writes again");
+            *known = None;
+            true
+        }
+        (None, None) => false,
+    });
+}
+
 impl Etcd {
     fn nodes(&self) -> String {
         format!("{}/nodes/", self.prefix)
     }
 
     /// Which register this is, and its revision: a mark that whoever reads first leaves in it, and that is gone with its
-    /// data. Revisions alone do not tell: those of a register that was emptied grow again.
-    async fn mark(&self, client: &Client) -> Result<(Vec<u8>, i64)> {
+    /// data. Revisions alone do not tell: those of a register that was emptied grow again. Nothing, if there is no mark and
+    /// none can be left.
+    async fn mark(&self, client: &Client) -> Result<(Option<Vec<u8>>, i64)> {
         let key = format!("{}/mark", self.prefix);
+        let found = within(client.kv_client().get(key.as_str(), None)).await?;
+        if let Some(mark) = found.kvs().first() {
+            return Ok((Some(mark.value().to_vec()), found.header().map_or(0, etcd_client::ResponseHeader::revision)));
+        }
         let own = format!("{:?} {}", std::time::SystemTime::now(), std::process::id()).into_bytes();
         let first = Compare::create_revision(key.as_str(), CompareOp::Equal, 0);
         let leave = TxnOp::put(key.as_str(), own.as_slice(), None);
         let look = TxnOp::get(key.as_str(), None);
-        let answer = within(client.kv_client().txn(Txn::new().when([first]).and_then([leave]).or_else([look]))).await?;
+        let left = within(client.kv_client().txn(Txn::new().when([first]).and_then([leave]).or_else([look]))).await;
+        let answer = match left {
+            Err(error) if error.is_refusal() => {
+                return Ok((None, found.header().map_or(0, etcd_client::ResponseHeader::revision)));
+            }
+            left => left?,
+        };
         let revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
         let there = answer.op_responses().into_iter().find_map(|response| match response {
             TxnOpResponse::Get(got) => got.kvs().first().map(|kv| kv.value().to_vec()),
             _ => None,
         });
-        Ok((there.unwrap_or(own), revision))
+        Ok((Some(there.unwrap_or(own)), revision))
     }
 
     fn key(&self, node: &str) -> String {
@@ -192,85 +243,6 @@ async fn within<T>(answer: impl Future<Output = std::result::Result<T, etcd_clie
     Ok(tokio::time::timeout(ANSWER, answer).await.map_err(|_| Error::Silent)??)
 }
 
-/// Keeps a node's key until `wanted` is `None` or nobody wants anything any more.
-pub(super) async fn keep(
-    options: Arc<Etcd>,
-    mut wanted: watch::Receiver<Option<Registration>>,
-    written: watch::Sender<Written>,
-) {
-    let mut backoff = options.backoff();
-    let mut told = String::new();
-    loop {
-        let Err(error) = hold(&options, &mut wanted, &written).await else { return };
-        let registered = matches!(written.send_replace(Written::OutOfReach), Written::This(_));
-        let error = error.to_string();
-        if registered || error != told {
-            tracing::warn!(error, "not registered, trying again");
-        }
-        told = error;
-        if wanted.borrow().is_none() {
-            return; // the lease runs out by itself
-        }
-        if registered {
-            backoff = options.backoff();
-        }
-        let pause = backoff.next().unwrap_or(Duration::from_secs(1));
-        tokio::select! {
-            () = tokio::time::sleep(pause) => {}
-            gone = wanted.wait_for(Option::is_none) => {
-                let _ = gone;
-                return;
-            }
-        }
-    }
-}
-
-async fn hold(
-    options: &Etcd,
-    wanted: &mut watch::Receiver<Option<Registration>>,
-    written: &watch::Sender<Written>,
-) -> Result<()> {
-    let mut client = options.connect().await?;
-    let seconds = i64::try_from(options.lease.as_secs_f64().ceil() as u64).unwrap_or(10).max(1);
-    let lease = within(client.lease_grant(seconds, None)).await?.id();
-    let (mut keeper, mut answers) = within(client.lease_keep_alive(lease)).await?;
-    let mut renew = tokio::time::interval(options.lease / 3);
-    let mut memory = Memory::default();
-    loop {
-        let now = wanted.borrow_and_update().clone();
-        let Some(now) = now else {
-            within(client.lease_revoke(lease)).await?;
-            return Ok(());
-        };
-        // what is written is on this lease: another one begins with nothing, or out of reach
-        let known = matches!(&*written.borrow(), Written::This(known) if **known == now);
-        memory.leave(options, &mut client, &now).await?;
-        if !known {
-            let put = PutOptions::new().with_lease(lease);
-            within(client.put(options.key(&now.node), serde_json::to_vec(&now)?, Some(put))).await?;
-            let node = now.node.clone();
-            if !matches!(written.send_replace(Written::This(Box::new(now))), Written::This(_)) {
-                tracing::info!(node, lease, "registered");
-            }
-        }
-        tokio::select! {
-            _ = renew.tick() => {
-                within(keeper.keep_alive()).await?;
-                let answer = within(answers.message()).await?.ok_or_else(|| Error::Ended("lease".to_owned()))?;
-                if answer.ttl() <= 0 {
-                    return Err(Error::LeaseGone);
-                }
-            }
-            changed = wanted.changed() => {
-                if changed.is_err() {
-                    within(client.lease_revoke(lease)).await?;
-                    return Ok(());
-                }
-            }
-        }
-    }
-}
-
 /// Keeps the view for as long as anybody holds a handle to it.
 pub(super) async fn follow(options: Arc<Etcd>, told: Membership) {
     let mut backoff = options.backoff();
@@ -300,7 +272,7 @@ pub(super) async fn follow(options: Arc<Etcd>, told: Membership) {
 /// Up to which revision of which register the view has been read; of none, to begin with.
 #[derive(Default)]
 struct Place {
-    mark: Vec<u8>,
+    mark: Option<Vec<u8>>,
     revision: i64,
 }
 
@@ -311,11 +283,11 @@ async fn read(
     place: &mut Place,
     current: &mut bool,
 ) -> Result<std::convert::Infallible> {
-    let Membership { view, link, trouble, .. } = told;
+    let Membership { view, link, trouble, refusal, .. } = told;
     let client = options.connect().await?;
     let prefix = options.nodes();
     let (mark, now) = options.mark(&client).await?;
-    let resumed = place.mark == mark && place.revision <= now;
+    let resumed = mark.is_some() && place.mark == mark && place.revision <= now;
     if resumed {
         missing.renew(options.lease);
     } else {
@@ -325,6 +297,7 @@ async fn read(
         let listed = list.kvs().iter().filter_map(|kv| parse(kv.key(), kv.value(), &prefix)).collect();
         // before the view: who is told of that looks here
         *told.remembered.lock() = held::all(options, &client).await?;
+        told.listed.store(true, Ordering::Release);
         view.send_modify(|view| *view = missing.merge(view, listed, options.lease));
         *place = Place { mark, revision };
     }
@@ -337,9 +310,19 @@ async fn read(
     if link.send_replace(Link::Current) != Link::Current {
         tracing::info!(nodes = view.borrow().len(), from, resumed, "the view of the cluster is current");
     }
+    let mut look = tokio::time::interval(LOOK);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let due = missing.next();
         let event = tokio::select! {
+            _ = look.tick() => {
+                // who may not ask goes by what its own writes meet
+                if let Ok(status) = within(client.maintenance_client().status()).await {
+                    let alarms = status.errors().join(", ");
+                    note(refusal, (!alarms.is_empty()).then(|| format!("etcd: {}", alarms.trim())));
+                }
+                continue;
+            }
             event = events.message() => event?.ok_or_else(|| Error::Ended("watch".to_owned()))?,
             () = async { tokio::time::sleep_until(due.unwrap_or_else(Instant::now)).await }, if due.is_some() => {
                 for node in missing.take_due() {

@@ -9,9 +9,10 @@ mod registration;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -41,9 +42,14 @@ enum Written {
     Nothing,
     /// This, when it was last heard of.
     This(Box<Registration>),
+    /// Less than it should: etcd answers, and takes no writes of this node.
+    Refused,
     /// Nobody knows.
     OutOfReach,
 }
+
+/// Since when the register takes no writes, and why.
+type Refusal = Option<(Instant, String)>;
 
 /// A cheap handle to the register.
 #[derive(Clone)]
@@ -51,27 +57,40 @@ pub struct Membership {
     view: Arc<watch::Sender<View>>,
     link: Arc<watch::Sender<Link>>,
     trouble: Arc<watch::Sender<String>>,
+    refusal: Arc<watch::Sender<Refusal>>,
     /// Names of models, from the last list.
     remembered: Arc<Mutex<BTreeSet<String>>>,
+    /// The view has been read from the register.
+    listed: Arc<AtomicBool>,
+    /// Models that are routed, whether or not anybody holds them now; none before there are routes of a view that was read.
+    models: Arc<RwLock<Option<BTreeSet<String>>>>,
     etcd: Option<Arc<Etcd>>,
 }
 
 impl Membership {
     /// A register within this process.
     pub fn embedded() -> Self {
-        let link = Arc::new(watch::Sender::new(Link::Current));
-        Self { view: Arc::default(), link, trouble: Arc::default(), remembered: Arc::default(), etcd: None }
+        Self {
+            view: Arc::default(),
+            link: Arc::new(watch::Sender::new(Link::Current)),
+            trouble: Arc::default(),
+            refusal: Arc::default(),
+            remembered: Arc::default(),
+            listed: Arc::new(AtomicBool::new(true)),
+            models: Arc::new(RwLock::new(Some(BTreeSet::new()))),
+            etcd: None,
+        }
     }
 
     /// The register in etcd. Returns at once, with a view that is empty and stale until etcd has answered: nodes may be
     /// started before it.
     pub fn etcd(options: Etcd) -> Self {
         let membership = Self {
-            view: Arc::default(),
             link: Arc::new(watch::Sender::new(Link::Stale { since: Instant::now() })),
-            trouble: Arc::default(),
-            remembered: Arc::default(),
+            listed: Arc::default(),
+            models: Arc::default(),
             etcd: Some(Arc::new(options)),
+            ..Self::embedded()
         };
         if let Some(options) = membership.etcd.clone() {
             tokio::spawn(etcd::follow(options, membership.clone()));
@@ -89,7 +108,8 @@ impl Membership {
     pub fn register(&self, registration: Registration) -> Lease {
         let (wanted, seen) = watch::channel(Some(registration.clone()));
         let (told, written) = watch::channel(Written::Nothing);
-        let keeper = self.etcd.clone().map(|options| tokio::spawn(etcd::keep(options, seen, told)));
+        let keeper =
+            self.etcd.clone().map(|options| tokio::spawn(etcd::keep(options, seen, told, self.refusal.clone())));
         let lease = Lease { view: self.view.clone(), node: registration.node.clone(), wanted, written, keeper };
         lease.enter(&registration);
         lease
@@ -106,6 +126,26 @@ impl Membership {
         std::mem::take(&mut self.remembered.lock())
     }
 
+    /// Whether the view has been read from the register. To be asked before the view is looked at.
+    pub fn is_listed(&self) -> bool {
+        self.listed.load(Ordering::Acquire)
+    }
+
+    /// Notes which models are routed, held or not, by a view that was read from the register.
+    pub fn publish_models(&self, models: BTreeSet<String>) {
+        *self.models.write() = Some(models);
+    }
+
+    /// Whether there are routes by a view that was read from the register: before, nothing is known to be unknown.
+    pub fn has_view(&self) -> bool {
+        self.models.read().is_some()
+    }
+
+    /// Whether a model is routed, held or not: somebody has held it of late, or is about to.
+    pub fn is_known(&self, model: &str) -> bool {
+        self.models.read().as_ref().is_some_and(|models| models.contains(model))
+    }
+
     /// How the view stands to the register, and as it changes.
     pub fn link(&self) -> watch::Receiver<Link> {
         self.link.subscribe()
@@ -115,14 +155,21 @@ impl Membership {
     pub fn health(&self) -> Health {
         match *self.link.borrow() {
             _ if self.is_embedded() => Health::Embedded,
-            Link::Current => Health::Ok,
+            Link::Current => {
+                self.refusal.borrow().as_ref().map_or(Health::Ok, |(since, _)| Health::Degraded { since: *since })
+            }
             Link::Stale { since } => Health::Stale { since },
         }
     }
 
-    /// Why the register is out of reach; empty while it is not, or while nobody knows yet.
+    /// Why the register is out of reach, or takes no writes; empty while it does, or while nobody knows yet.
     pub fn trouble(&self) -> String {
-        self.trouble.borrow().clone()
+        let trouble = self.trouble.borrow().clone();
+        if trouble.is_empty() {
+            self.refusal.borrow().as_ref().map(|(_, why)| why.clone()).unwrap_or_default()
+        } else {
+            trouble
+        }
     }
 
     /// Whether the register is within this process.
@@ -156,11 +203,12 @@ impl Lease {
     }
 
     /// Returns when the register says of the node what it was told last, or when it cannot be reached: a node that is
-    /// ready has been seen by those who watch before the next one leaves.
+    /// ready has been seen by those who watch before the next one leaves. A register that answers and takes no writes is
+    /// waited for: others read it, and would miss the node.
     pub async fn settled(&self) {
         let mut written = self.written.clone();
         let settled = written.wait_for(|written| match written {
-            Written::Nothing => false,
+            Written::Nothing | Written::Refused => false,
             Written::This(registration) => self.wanted.borrow().as_ref().is_none_or(|wanted| *wanted == **registration),
             Written::OutOfReach => true,
         });

@@ -40,6 +40,9 @@ pub struct Registration {
     pub draining: bool,
     /// Versions that it holds, in whatever state.
     pub models: Vec<Held>,
+    /// Names of models that it is about to load: nobody may hold them yet, and they are not unknown.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub expects: Vec<String>,
 }
 
 impl Registration {

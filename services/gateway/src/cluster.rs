@@ -29,6 +29,7 @@ pub(crate) fn describe(node: &str, router: &Router, jobs: Option<&Jobs>) -> GetC
         let reason = match name {
             "etcd" => membership.trouble(),
             "nats" => jobs.map(|jobs| jobs.store().trouble()).unwrap_or_default(),
+            "redis" => router.cache().map(|cache| cache.trouble()).unwrap_or_default(),
             _ => String::new(),
         };
         dependency(name, health, reason)

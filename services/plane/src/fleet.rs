@@ -1,7 +1,7 @@
 //! All workers of the cluster, as operators ask for them: by name, or all together.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -9,11 +9,13 @@ use moka::future::Cache;
 use parking_lot::RwLock;
 use sensorium_actors::error::{Error, Result};
 use sensorium_actors::route::client::Client;
+use sensorium_actors::route::{unheld, unread};
 use sensorium_actors::supervision::tree::Tree;
-use sensorium_cluster::membership::{Held, Membership, Registration};
+use sensorium_cluster::membership::{Held, Membership, Registration, View};
 use sensorium_proto::admin::Actor;
 use sensorium_proto::inference::repository_index_response::ModelIndex;
 use sensorium_proto::inference::{ModelStatistics, RepositoryModelLoadRequest};
+use tokio::sync::watch;
 
 use crate::local;
 use crate::member::{Description, Member};
@@ -43,8 +45,10 @@ pub struct Fleet {
 impl Fleet {
     /// The workers of `membership`, made by `make`; `tree` is of the actors beside them.
     pub fn new(membership: &Membership, make: Make, tree: Tree) -> Self {
+        let members: Arc<RwLock<Members>> = Arc::default();
+        tokio::spawn(leave_out(Arc::downgrade(&members), membership.watch()));
         Self {
-            members: Arc::default(),
+            members,
             make,
             membership: membership.clone(),
             tree,
@@ -66,10 +70,7 @@ impl Fleet {
             return Some(member);
         }
         let member = (self.make)(registration)?;
-        let mut members = self.members.write();
-        let view = self.membership.watch().borrow().clone();
-        members.retain(|node, _| view.contains_key(node));
-        members.insert(registration.node.clone(), (registration.clone(), member.clone()));
+        self.members.write().insert(registration.node.clone(), (registration.clone(), member.clone()));
         Some(member)
     }
 
@@ -83,11 +84,14 @@ impl Fleet {
     /// A worker by name.
     ///
     /// # Errors
-    /// `NotFound` with the names that exist.
+    /// `NotFound` with the names that exist, `Unavailable` before the register has been read.
     pub fn get(&self, name: &str) -> Result<Arc<dyn Member>> {
         let all = self.all();
         let found = all.iter().find(|(registration, _)| registration.node == name);
         found.map(|(_, member)| member.clone()).ok_or_else(|| {
+            if let Some(unread) = unread(&self.membership) {
+                return unread;
+            }
             let names: Vec<&str> = all.iter().map(|(registration, _)| registration.node.as_str()).collect();
             Error::NotFound {
                 what: format!("worker '{name}'"),
@@ -157,6 +161,9 @@ impl Fleet {
             let known: Vec<String> = versions.iter().map(u64::to_string).collect();
             let what = format!("model '{model}' version {version}");
             return Error::NotFound { what, known: format!("loaded are {}", sensorium_actors::error::names(&known)) };
+        }
+        if let Some(unavailable) = unheld(&self.membership, model) {
+            return unavailable;
         }
         let mut names: Vec<String> = self
             .all()
@@ -260,7 +267,10 @@ impl Fleet {
         if !self.tree.list(path).is_empty() {
             return local::restart(&self.tree, path);
         }
-        Err(self.unknown_actor(path).await)
+        match unread(&self.membership) {
+            Some(unread) => Err(unread),
+            None => Err(self.unknown_actor(path).await),
+        }
     }
 
     /// There is no actor at this path; which there are.
@@ -281,6 +291,15 @@ impl Fleet {
             return Err(self.unknown(model, version));
         };
         member.card(model, Some(held.version)).await
+    }
+}
+
+/// Lets go of workers that have left the register, and so of their connections, for as long as the fleet lives.
+async fn leave_out(members: Weak<RwLock<Members>>, mut view: watch::Receiver<View>) {
+    while view.changed().await.is_ok() {
+        let now = view.borrow_and_update().clone();
+        let Some(members) = members.upgrade() else { return };
+        members.write().retain(|node, _| now.contains_key(node));
     }
 }
 

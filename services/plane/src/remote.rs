@@ -182,6 +182,10 @@ impl Client for RemoteMember {
         self.reach.line.is_reachable()
     }
 
+    fn suspect(&self) -> bool {
+        self.reach.line.suspect()
+    }
+
     fn infer<'a>(&'a self, request: &'a Request, context: &'a Context) -> BoxFuture<'a, Result<Reply>> {
         async move {
             let answer = self.client().infer(outgoing(request, context)).await;

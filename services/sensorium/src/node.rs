@@ -101,6 +101,7 @@ pub fn registration(config: &Config, role: Role, name: &str, address: String, ht
         capacity: config.capacity,
         draining: false,
         models: Vec::new(),
+        expects: Vec::new(),
     }
 }
 

@@ -81,6 +81,7 @@ async fn load(door: &Door, member: &LocalMember, config: &Config) -> anyhow::Res
         tell(&format!("  {:20} ready in {:.2} s", clean(model), took.as_secs_f64()))
     })
     .await?;
+    member.registrar().loaded().await;
     door.router.refresh().await;
     if let Err(error) = door.understanding.space().await {
         tracing::warn!(%error, "images have no place in the shared space yet");

@@ -64,6 +64,7 @@ pub async fn run(args: ConfigArgs) -> anyhow::Result<ExitCode> {
 
     let loading = async {
         load(&member, &config, |_, _| ()).await?;
+        member.registrar().loaded().await;
         // who rolls workers one after the other ends the next one when this one is ready: others must have heard of it
         member.registrar().settled().await;
         anyhow::Ok(())
@@ -141,8 +142,19 @@ pub async fn start(
     let loader = Arc::new(TchLoader::new(sensorium_worker::Options { intra_op_threads }));
     let lane = lanes.handles().first().context("no lanes")?;
     let worker = lane.spawn(Worker::start(options, loader, tree)).await??;
+    // what is not loaded yet is not unknown
+    let registration = Registration { expects: expected(&worker, config), ..registration };
     let registrar = Registrar::start(&worker, membership.register(registration));
     Ok(LocalMember::new(worker, registrar))
+}
+
+/// Names of the models that it is about to load.
+fn expected(worker: &Worker, config: &Config) -> Vec<String> {
+    if !config.models.is_empty() {
+        return config.models.clone();
+    }
+    // a repository that cannot be read is told of when it is loaded from
+    worker.repository().list().unwrap_or_default().into_iter().map(|entry| entry.name).collect()
 }
 
 /// A fleet of this worker alone; `tree` is of the actors beside it.

@@ -105,6 +105,55 @@ async fn a_redis_that_dies_or_hangs_fails_nobody() {
     .await;
 }
 
+/// A Redis that is full, or a replica whose master is dead, goes on answering what it holds.
+#[tokio::test]
+async fn a_redis_that_takes_no_writes_is_read_on() {
+    let redis = Outside::redis(None).await;
+    let cluster = with(&format!("redis://{}", redis.address()), &FAR).await;
+    let client = cluster.gateways[0].client().await;
+    redis_is(&client, "ok").await;
+    client.infer(texts(&TEXTS)).await.unwrap();
+    eventually("all answers are in Redis", async || (stored(&redis).await == TEXTS.len() as u64).then_some(())).await;
+    let reason = async || {
+        let told = client.cluster().await.unwrap();
+        told.dependencies.into_iter().find(|of| of.name == "redis").unwrap().reason
+    };
+    let troubles = [
+        ("CONFIG SET maxmemory 1", "CONFIG SET maxmemory 0", "OOM"),
+        // nobody listens there
+        ("REPLICAOF 127.0.0.1 1", "REPLICAOF NO ONE", "read only replica"),
+    ];
+    let mut turn = 0;
+    for (begins, ends, named) in troubles {
+        assert_eq!(say(&redis, begins).await, "+OK");
+        eventually("refused writes show", async || {
+            turn += 1;
+            client.infer(texts(&[&format!("a miss, {turn}")])).await.unwrap();
+            let told = client.cluster().await.ok()?;
+            told.dependencies.iter().any(|of| of.name == "redis" && of.state == "degraded").then_some(())
+        })
+        .await;
+        assert!(reason().await.contains(named), "{}", reason().await);
+        // more misses than hits, each of which is to be written
+        for row in TEXTS {
+            let before = computed(&client).await;
+            turn += 3;
+            let misses = [turn, turn + 1, turn + 2].map(|miss| format!("another miss, {miss}"));
+            let asked: Vec<&str> = misses.iter().map(String::as_str).chain([row]).collect();
+            client.infer(texts(&asked)).await.unwrap();
+            assert_eq!(computed(&client).await - before, 3, "{named}: '{row}' is there");
+        }
+        assert_eq!(say(&redis, ends).await, "+OK");
+        redis_is(&client, "ok").await;
+        assert_eq!(reason().await, "");
+        let held = stored(&redis).await;
+        client.infer(texts(&[&format!("written again after {named}")])).await.unwrap();
+        eventually("what comes is written again", async || (stored(&redis).await > held).then_some(())).await;
+    }
+    let log = cluster.gateways[0].process.log();
+    assert_eq!(log.matches("redis takes no writes").count(), troubles.len(), "each is said once: {log}");
+}
+
 #[tokio::test]
 async fn redis_may_speak_tls_and_ask_for_a_certificate() {
     let authority = Authority::new("ours");

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use sensorium_proto::inference::ModelStreamInferResponse;
-use sensorium_tests::{Ask, Client, Cluster, Doors, Given, Repository, chaos, eventually, get};
+use sensorium_tests::{Ask, Client, Cluster, Doors, Given, Load, Repository, chaos, eventually, get, within};
 use tokio::task::JoinHandle;
 use tonic::{Code, Status};
 
@@ -45,6 +45,83 @@ async fn a_frozen_worker_fails_no_request() {
     cluster.seen_by(gateway, &["worker-0".to_owned(), "worker-1".to_owned()]).await;
     load.answers(50).await;
     load.none_lost().await;
+}
+
+/// What waits for a frozen worker is asked of another one long before keep-alive has noticed it, which takes three seconds.
+#[tokio::test]
+async fn a_frozen_worker_fails_nobody_whose_deadline_is_shorter_than_keep_alive() {
+    let repository = Repository::new().with(&["identity", "minilm"]).chaos("chaos", &[]);
+    let cluster = Cluster::start(repository, 1, 3).await;
+    let client = cluster.gateways[0].client().await;
+    let load = Load::of(9, move |caller, turn| {
+        let client = client.clone();
+        async move {
+            let ask = match caller % 3 {
+                0 => chaos("identity", 0.0, turn as f32),
+                1 => Ask::text(&format!("caller {caller} in turn {turn}")),
+                _ => chaos("chaos", 0.0, turn as f32),
+            };
+            if caller < 6 {
+                return client.infer(ask.deadline(2000)).await.map(drop);
+            }
+            // a stream of one request has no other way
+            let answers = within(client.stream(ask.set("timeout", 2_000_000))).await?;
+            match answers.as_slice() {
+                [answer] if answer.error_message.is_empty() => Ok(()),
+                answers => Err(Status::internal(format!("{answers:?}"))),
+            }
+        }
+    });
+    load.answers(600).await;
+    load.recovered("start");
+    for worker in [&cluster.workers[0], &cluster.workers[2]] {
+        worker.process.signal("STOP");
+        load.answers(300).await;
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        load.answers(100).await;
+        load.recovered("SIGSTOP of one of three");
+        worker.process.signal("CONT");
+        let all: Vec<String> = cluster.workers.iter().map(|worker| worker.name.clone()).collect();
+        cluster.seen_by(&cluster.gateways[0], &all).await;
+        load.answers(100).await;
+    }
+    let hedges = cluster.gateways[0].metric("sensorium_hedges_total", &[]).await;
+    assert!(hedges >= 1.0, "nobody was asked a second time");
+    println!("{hedges} hedges");
+    super::none_failed(load).await;
+}
+
+/// A worker that says nothing has not too much to do.
+#[tokio::test]
+async fn refusals_beside_a_frozen_worker_are_no_overload() {
+    let cluster = Cluster::start(Repository::new().with(&["identity"]), 1, 1).await;
+    let client = cluster.gateways[0].client().await;
+    for _ in 0..100 {
+        client.infer(chaos("identity", 0.0, 1.0).deadline(20_000)).await.unwrap();
+    }
+    cluster.workers[0].process.signal("STOP");
+    // more than the least that a model's limit shrinks to
+    let callers = (0..24).map(|_| {
+        let client = client.clone();
+        tokio::spawn(async move {
+            let mut codes = Vec::new();
+            for _ in 0..4 {
+                codes.push(client.infer(chaos("identity", 0.0, 1.0).deadline(1000)).await.err());
+            }
+            codes
+        })
+    });
+    let callers: Vec<_> = callers.collect();
+    for caller in callers {
+        for status in caller.await.unwrap().into_iter().flatten() {
+            // a client that waits no longer calls it cancelled
+            let codes = [Code::DeadlineExceeded, Code::Unavailable, Code::Cancelled];
+            assert!(codes.contains(&status.code()), "{status:?}");
+        }
+    }
+    cluster.workers[0].process.signal("CONT");
+    eventually("it answers again", async || client.infer(chaos("identity", 0.0, 1.0).deadline(20_000)).await.ok())
+        .await;
 }
 
 #[tokio::test]

@@ -12,6 +12,7 @@ mod forms;
 mod jobs;
 mod local;
 mod losses;
+mod nospace;
 mod outages;
 mod overload;
 mod partitions;
@@ -24,6 +25,7 @@ mod steady;
 mod subsets;
 mod tasks;
 mod travels;
+mod unknown;
 
 use sensorium_tests::{Ask, Client, Doors, Load};
 

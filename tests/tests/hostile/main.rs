@@ -14,6 +14,7 @@ mod readers;
 mod replicas;
 mod jobs;
 mod queues;
+mod equals;
 mod rows;
 mod unscraped;
 mod weights;

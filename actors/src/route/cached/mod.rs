@@ -9,11 +9,13 @@ mod key;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use sensorium_cluster::cache::{Cache, Claim, Found, Waiter};
+use futures::FutureExt;
+use futures::stream::{FuturesUnordered, StreamExt};
+use sensorium_cluster::cache::{Cache, Claim, Found, Landed};
 
 use self::entry::Entry;
 use crate::error::{Error, Result};
-use crate::request::{Context, NamedTensor, Parameter, Reply, Request};
+use crate::request::{Context, NamedTensor, Reply, Request};
 use crate::tensor::Tensor;
 
 /// A request's parameter that, if false, goes past the cache.
@@ -49,52 +51,38 @@ impl Plan {
         let rows = self.keys.len();
         let mut entries: Vec<Option<Bytes>> = vec![None; rows];
         let mut claims: Vec<(usize, Claim)> = Vec::new();
-        let mut waiters: Vec<(usize, Waiter)> = Vec::new();
+        let mut waiting = FuturesUnordered::new();
         for (row, found) in cache.look_up(&self.keys).await.into_iter().enumerate() {
             match found {
                 Found::Value(value) => entries[row] = Some(value),
                 Found::Claim(claim) => claims.push((row, claim)),
-                Found::Wait(waiter) => waiters.push((row, waiter)),
+                Found::Wait(waiter) => waiting.push(waiter.wait().map(move |landed| (row, landed))),
             }
         }
-        if !claims.is_empty() {
-            let wanted: Vec<usize> = claims.iter().map(|(row, _)| *row).collect();
-            let part = part(request, &wanted)?;
-            let pinned = Request { version: Some(self.version), namespace: Some(self.namespace), ..part };
-            let reply = match compute(pinned).await {
-                Ok(reply) => reply,
-                // an error that names a row is to name the caller's
-                Err(Error::InvalidArgument { .. }) if wanted.len() < rows => {
-                    drop(claims);
-                    return compute(request.clone()).await;
+        let mut failed = false;
+        loop {
+            if !claims.is_empty() {
+                match self.compute(cache, request, std::mem::take(&mut claims), &mut entries, &compute).await? {
+                    Computed::Whole(reply) => return Ok(reply),
+                    Computed::Rows => {}
                 }
-                // other files answer by now: they may, but not under this name
-                Err(Error::NotFound { .. }) => {
-                    drop(claims);
-                    return compute(request.clone()).await;
+            }
+            // all are waited for at once: claims are not to lie about while one that holds another is waited for
+            let Some(landed) = waiting.next().await else { break };
+            let mut next = Some(landed);
+            while let Some((row, landed)) = next {
+                match landed {
+                    Landed::Value(value) => entries[row] = Some(value),
+                    Landed::Claim(claim) => claims.push((row, claim)),
+                    Landed::Failed => failed = true,
                 }
-                Err(error) => return Err(error),
-            };
-            if wanted.len() == rows {
-                keep(cache, claims, &reply);
-                return Ok(reply);
+                next = waiting.next().now_or_never().flatten();
             }
-            let Some(made) = Entry::of_rows(&reply, wanted.len()) else {
-                // its answers do not belong to rows
-                drop(claims);
-                return compute(request.clone()).await;
-            };
-            let mut computed = Vec::with_capacity(made.len());
-            for ((row, claim), entry) in claims.into_iter().zip(made) {
-                let value = entry.encode();
-                entries[row] = Some(value.clone());
-                computed.push((claim, value));
+            if failed {
+                break;
             }
-            cache.fulfil(computed);
         }
-        for (row, waiter) in waiters {
-            entries[row] = waiter.wait().await;
-        }
+        drop(claims);
         let read: Option<Vec<Entry>> = entries.iter().map(|value| Entry::decode(value.as_ref()?)).collect();
         match read.and_then(|read| compose(&request.model, read)) {
             Some(reply) => Ok(reply),
@@ -102,6 +90,72 @@ impl Plan {
             None => compute(request.clone()).await,
         }
     }
+
+    /// Computes rows, at once, and keeps them.
+    async fn compute<F>(
+        &self,
+        cache: &Cache,
+        request: &Request,
+        claims: Vec<(usize, Claim)>,
+        entries: &mut [Option<Bytes>],
+        compute: &impl Fn(Request) -> F,
+    ) -> Result<Computed>
+    where
+        F: Future<Output = Result<Reply>>,
+    {
+        let rows = entries.len();
+        let wanted: Vec<usize> = claims.iter().map(|(row, _)| *row).collect();
+        let part = part(request, &wanted)?;
+        let pinned = Request { version: Some(self.version), namespace: Some(self.namespace.clone()), ..part };
+        let reply = match compute(pinned).await {
+            Ok(reply) => reply,
+            // an error that names a row is to name the caller's
+            Err(Error::InvalidArgument { .. }) if wanted.len() < rows => {
+                fail(claims);
+                return compute(request.clone()).await.map(Computed::Whole);
+            }
+            // other files answer by now: they may, but not under this name
+            Err(Error::NotFound { .. }) => {
+                fail(claims);
+                return compute(request.clone()).await.map(Computed::Whole);
+            }
+            // it says nothing of the next who tries
+            Err(error @ (Error::DeadlineExceeded { .. } | Error::Cancelled)) => return Err(error),
+            Err(error) => {
+                fail(claims);
+                return Err(error);
+            }
+        };
+        if wanted.len() == rows {
+            keep(cache, claims, &reply);
+            return Ok(Computed::Whole(reply));
+        }
+        let Some(made) = Entry::of_rows(&reply, wanted.len()) else {
+            // its answers do not belong to rows
+            fail(claims);
+            return compute(request.clone()).await.map(Computed::Whole);
+        };
+        let mut computed = Vec::with_capacity(made.len());
+        for ((row, claim), entry) in claims.into_iter().zip(made) {
+            let value = entry.encode();
+            entries[row] = Some(value.clone());
+            computed.push((claim, value));
+        }
+        cache.fulfil(computed);
+        Ok(Computed::Rows)
+    }
+}
+
+/// What a computation has made.
+enum Computed {
+    /// The answer.
+    Whole(Reply),
+    /// The rows that were claimed.
+    Rows,
+}
+
+fn fail(claims: Vec<(usize, Claim)>) {
+    claims.into_iter().for_each(|(_, claim)| claim.fail());
 }
 
 /// Some rows of a request.
@@ -124,8 +178,11 @@ fn part(request: &Request, wanted: &[usize]) -> Result<Request> {
 
 /// Keeps an answer to all rows of a request, as far as it can be taken apart.
 fn keep(cache: &Cache, claims: Vec<(usize, Claim)>, reply: &Reply) {
-    if let Some(entries) = Entry::of_rows(reply, claims.len()) {
-        cache.fulfil(claims.into_iter().zip(entries).map(|((_, claim), entry)| (claim, entry.encode())).collect());
+    match Entry::of_rows(reply, claims.len()) {
+        Some(entries) => {
+            cache.fulfil(claims.into_iter().zip(entries).map(|((_, claim), entry)| (claim, entry.encode())).collect());
+        }
+        None => fail(claims),
     }
 }
 
@@ -138,13 +195,13 @@ fn compose(model: &Arc<str>, entries: Vec<Entry>) -> Option<Reply> {
         return first.into_reply(model);
     }
     let mut columns: Vec<Vec<Bytes>> = first.outputs.iter().map(|output| vec![output.data.clone()]).collect();
-    let mut cut = Vec::new();
-    cut.extend(first.truncated(0)?);
+    let mut notes = entry::Notes::default();
+    notes.add(0, &first)?;
     for (row, entry) in entries.enumerate() {
         if entry.version != first.version || !entry.fits(&first) {
             return None;
         }
-        cut.extend(entry.truncated(row + 1)?);
+        notes.add(row + 1, &entry)?;
         for (column, output) in columns.iter_mut().zip(entry.outputs) {
             column.push(output.data);
         }
@@ -155,18 +212,14 @@ fn compose(model: &Arc<str>, entries: Vec<Entry>) -> Option<Reply> {
         Some(NamedTensor { name: output.name.clone(), tensor })
     });
     let outputs = outputs.collect::<Option<Vec<_>>>()?;
-    let mut reply = Reply {
+    Some(Reply {
         model: model.clone(),
         version: first.version,
         outputs,
-        parameters: Default::default(),
+        parameters: notes.into_parameters(),
         last: true,
         tokens: Vec::new(),
-    };
-    if !cut.is_empty() {
-        reply.parameters.set(entry::TRUNCATED, Parameter::String(serde_json::Value::from(cut).to_string()));
-    }
-    Some(reply)
+    })
 }
 
 #[cfg(test)]
@@ -178,7 +231,7 @@ mod tests {
     use sensorium_cluster::cache;
 
     use super::*;
-    use crate::request::Parameters;
+    use crate::request::{Parameter, Parameters};
 
     fn cache() -> Cache {
         let time_to_live = Duration::from_secs(60);
@@ -244,6 +297,31 @@ mod tests {
         let replies = join_all((0..20).map(|_| ask(&cache, &asked, &["a", "bb"]))).await;
         assert!(replies.iter().all(|reply| told(reply.as_ref().unwrap()).0 == [1.0, 2.0]));
         assert_eq!(*asked.lock().unwrap(), [2]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_turns_away_is_followed_by_one_of_those_who_wait() {
+        let (cache, asked) = (cache(), Mutex::default());
+        let slowly = async |texts: &[&str]| {
+            let request = request(texts);
+            let plan = Plan::of(&request, 3, "n", &Context::default()).unwrap().unwrap();
+            let compute = |part: Request| async {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                lengths(&asked, part).await
+            };
+            plan.answer(&cache, &request, compute).await
+        };
+        let impatient = tokio::time::timeout(Duration::from_millis(5), slowly(&["a", "bb", "a"]));
+        let texts = |of: usize| if of % 2 == 0 { &["a", "bb"][..] } else { &["bb", "ccc", "a"] };
+        let patient = join_all((0..50).map(|of| slowly(texts(of))));
+        let (gone, replies) = tokio::join!(impatient, patient);
+        assert!(gone.is_err());
+        for (of, reply) in replies.into_iter().enumerate() {
+            let wanted: &[f32] = if of % 2 == 0 { &[1.0, 2.0] } else { &[2.0, 3.0, 1.0] };
+            assert_eq!(told(&reply.unwrap()).0, wanted);
+        }
+        let computed: usize = asked.lock().unwrap().iter().sum();
+        assert_eq!(computed, 3, "each row once");
     }
 
     #[tokio::test]

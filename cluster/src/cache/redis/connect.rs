@@ -11,7 +11,7 @@ use redis::{
     TlsCertificates, TlsMode,
 };
 
-use super::{Connection, DOWN, Error, Far, Options, PATIENCE};
+use super::{Connection, Error, Far, Options, PATIENCE};
 
 /// How long connecting may take.
 const CONNECT: Duration = Duration::from_secs(2);
@@ -157,22 +157,21 @@ pub(super) async fn keep(mut server: Server, far: Weak<Far>) {
                 drop(cache);
                 until_broken(&far, &broken).await;
                 let Some(cache) = far.upgrade() else { return };
-                // a cluster's connection knows its nodes, and mends itself
-                cache.connection.store(None);
+                // a cluster's connection knows its nodes, and mends itself. One that still answers is used until there is another
+                if cache.reads.unwell_since().is_some() {
+                    cache.connection.store(None);
+                }
             }
             outcome => {
+                let error = match outcome {
+                    Ok(Err(error)) => error.to_string(),
+                    _ => "no answer".to_owned(),
+                };
                 if !said {
-                    let error = outcome.map_or_else(
-                        |_| "no answer".to_owned(),
-                        |made| match made {
-                            Err(error) => error.to_string(),
-                            Ok(_) => String::new(),
-                        },
-                    );
                     tracing::warn!(error, "cannot connect to redis, the cache goes on without it");
                     said = true;
                 }
-                cache.fails(DOWN);
+                cache.reads.is_down(error);
                 drop(cache);
                 tokio::time::sleep(pause.next().unwrap_or(LONGEST_PAUSE)).await;
             }
@@ -185,7 +184,10 @@ async fn until_broken(far: &Weak<Far>, broken: &tokio::sync::Notify) {
     loop {
         let Some(cache) = far.upgrade() else { return };
         let ping = redis::cmd("PING");
-        cache.ask(cache.timeout * PATIENCE, async |mut connection| ping.exec_async(&mut connection).await).await;
+        cache.read(cache.timeout * PATIENCE, async |mut connection| ping.exec_async(&mut connection).await).await;
+        if cache.writes.unwell_since().is_some() {
+            cache.try_writing().await;
+        }
         drop(cache);
         tokio::select! {
             () = broken.notified() => return,

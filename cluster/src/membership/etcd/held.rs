@@ -24,12 +24,12 @@ pub(super) struct Memory {
 
 impl Memory {
     /// Leaves the names of its models, unless it has done so of late. One that has none yet leaves what it had when it was started
-    /// the last time.
-    pub(super) async fn leave(&mut self, options: &Etcd, client: &mut Client, own: &Registration) -> Result<()> {
+    /// the last time. Returns whether it left anything.
+    pub(super) async fn leave(&mut self, options: &Etcd, client: &mut Client, own: &Registration) -> Result<bool> {
         let names: BTreeSet<String> = own.models.iter().map(|held| held.name.clone()).collect();
         let left = |(left, at): &(BTreeSet<String>, Instant)| *left == names && at.elapsed() < REMEMBERED / 3;
         if self.left.as_ref().map_or(names.is_empty(), left) {
-            return Ok(());
+            return Ok(false);
         }
         let seconds = i64::try_from(REMEMBERED.as_secs()).unwrap_or(i64::MAX);
         let lease = within(client.lease_grant(seconds, None)).await?.id();
@@ -37,7 +37,7 @@ impl Memory {
         let value = serde_json::to_vec(&names)?;
         within(client.put(format!("{}{}", prefix(options), own.node), value, Some(put))).await?;
         self.left = Some((names, Instant::now()));
-        Ok(())
+        Ok(true)
     }
 }
 
