@@ -5,20 +5,20 @@
 mod broken;
 mod connections;
 mod decoding;
+mod equals;
 mod errors;
+mod jobs;
 mod loads;
 mod messages;
 mod modules;
 mod numbers;
+mod queues;
 mod readers;
 mod replicas;
-mod jobs;
-mod queues;
-mod equals;
 mod rows;
+mod shared_memory;
 mod unscraped;
 mod weights;
-mod shared_memory;
 
 use std::collections::BTreeMap;
 
