@@ -64,7 +64,7 @@ pub struct Limits {
     pub stream_requests: usize,
     /// Parts of one Embed request at most.
     pub max_parts: usize,
-    /// Regions of system shared memory that one tenant may have registered at a time. Default: 256.
+    /// Regions of system shared memory that one tenant may have registered at a time. 0: none. Default: 256.
     pub max_shared_memory_regions: usize,
     /// Bytes of all of them together. What one request reads or writes in them is bounded by `max_message_bytes`.
     /// Default: 4 GiB.
