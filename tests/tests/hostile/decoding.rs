@@ -20,6 +20,7 @@ fn bitmap(side: u32) -> Vec<u8> {
 }
 
 #[tokio::test]
+#[allow(clippy::print_stdout, reason = "measured figures belong to the output of a test")]
 async fn decoded_images_share_a_bounded_room() {
     let repository = Repository::new().with(&["identity"]).copy("efficientnet-lite0", "eye", &[("cache", "false")]);
     let options =
