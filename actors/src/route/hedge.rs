@@ -59,7 +59,7 @@ impl Pair {
 
     /// The older half, unless there is none yet.
     fn known(&self) -> &Histogram<u64> {
-        let Self { filling, full } = self;
+        let Self { filling, full, .. } = self;
         if full.microseconds.is_empty() { &filling.microseconds } else { &full.microseconds }
     }
 }
