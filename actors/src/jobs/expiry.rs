@@ -71,8 +71,7 @@ impl Jobs {
         expiries.retain(|key, _| keys.contains(key));
         let due = keys.into_iter().filter(|key| expiries.get(key).is_none_or(|expiry| *expiry <= now));
         let looked = futures::stream::iter(due.collect::<Vec<_>>()).map(async |key| self.look_at(key).await);
-        let looked: Vec<(String, Option<(Record, u64)>)> =
-            looked.buffer_unordered(READ_AHEAD).try_collect().await?;
+        let looked: Vec<(String, Option<(Record, u64)>)> = looked.buffer_unordered(READ_AHEAD).try_collect().await?;
         let mut over = Vec::new();
         for (key, job) in looked {
             match job {
@@ -114,7 +113,8 @@ impl Jobs {
         // every submission of a job, accepted or not, is called by it
         let is_over = |run: &str| run.split_once('-').is_some_and(|(id, _)| ids.contains(id));
         let works = self.store.keys("work").await?;
-        let runs: Vec<&str> = works.iter().filter_map(|key| key.strip_prefix("work.")).filter(|run| is_over(run)).collect();
+        let runs: Vec<&str> =
+            works.iter().filter_map(|key| key.strip_prefix("work.")).filter(|run| is_over(run)).collect();
         for run in &runs {
             for kind in ["part", "item", "fail"] {
                 self.store.remove_below(&format!("{kind}.{run}")).await?;

@@ -7,9 +7,9 @@ use std::time::Duration;
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::sync::{Semaphore, watch};
 
-pub use super::queue::{Continue, Ready};
-use super::queue::{self, Queue, Work};
 use super::pauses::Pauses;
+use super::queue::{self, Queue, Work};
+pub use super::queue::{Continue, Ready};
 use super::run::{Absences, Bench};
 use super::{Jobs, QUEUES, expiry};
 use crate::error::{Error, Result};
@@ -45,7 +45,8 @@ impl Intake {
         let permits = Arc::new(HashMap::from(permits));
         let (work, seen) = watch::channel(Work::On);
         if concurrency > 0 {
-            let bench = Arc::new(Bench { jobs, understanding, absences: Absences::default(), pauses: Pauses::default() });
+            let bench =
+                Arc::new(Bench { jobs, understanding, absences: Absences::default(), pauses: Pauses::default() });
             let (path, permits) = (format!("{gateway}/jobs"), permits.clone());
             let args = Arguments { path, bench, permits, work: seen, tree, trace, ready };
             let started = Actor::spawn(None, Supervisor, args).await;

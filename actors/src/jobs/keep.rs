@@ -50,8 +50,9 @@ pub(super) async fn pause(error: &Error) {
 /// `Internal` if it could not be read again.
 pub(super) fn readable<T: Serialize + DeserializeOwned>(value: &T, what: &str) -> Result<Bytes> {
     let bytes = record::to_json(value)?;
-    record::from_json::<T>(&bytes)
-        .map_err(|error| Error::Internal(format!("{what} holds what cannot be kept, such as a number that is not finite: {error}")))?;
+    record::from_json::<T>(&bytes).map_err(|error| {
+        Error::Internal(format!("{what} holds what cannot be kept, such as a number that is not finite: {error}"))
+    })?;
     Ok(bytes)
 }
 

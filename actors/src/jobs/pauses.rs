@@ -85,7 +85,11 @@ impl Pauses {
             flow.until = Some(Instant::now() + pause);
         }
         if flow.failures == FEW {
-            tracing::warn!(queue, flow = name, "tasks keep failing here, they are taken one at a time until one succeeds");
+            tracing::warn!(
+                queue,
+                flow = name,
+                "tasks keep failing here, they are taken one at a time until one succeeds"
+            );
         }
     }
 

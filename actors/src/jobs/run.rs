@@ -10,11 +10,11 @@ use parking_lot::Mutex;
 use serde_json::json;
 use tokio::time::Instant;
 
+use super::Jobs;
 use super::grave::{Letter, Unreadable};
 use super::keep::{readable, until_kept};
 use super::pauses::Pauses;
 use super::record::{self, Content, Outcome, Record, Step, Task, UNREADABLE, Work};
-use super::Jobs;
 use crate::error::{Error, Result};
 use crate::manifest::Modality;
 use crate::request::Context;
@@ -61,8 +61,7 @@ pub(super) fn has_spoken(branch: &Branch) -> bool {
 
 /// Whether everything that was asked of an item was done.
 pub(super) fn is_whole(outcome: &Outcome) -> bool {
-    outcome.error.is_empty()
-        && outcome.report.as_ref().is_some_and(|report| report.branches.iter().all(has_spoken))
+    outcome.error.is_empty() && outcome.report.as_ref().is_some_and(|report| report.branches.iter().all(has_spoken))
 }
 
 /// Whether the tenant has to wait, while others need not: its task does not wait in a place that others could have.
@@ -386,8 +385,7 @@ impl Bench {
         let error = shortened(error);
         tracing::error!(job = task.id, item = task.item, queue = task.queue(), deliveries, error, "task given up");
         metrics::counter!("sensorium_jobs_dead_total", "modality" => task.queue()).increment(1);
-        let letter =
-            Letter { tenant, task: task.clone(), error: error.to_owned(), deliveries, buried: record::now() };
+        let letter = Letter { tenant, task: task.clone(), error: error.to_owned(), deliveries, buried: record::now() };
         let (id, letter) = (format!("dead.{}", task.message_id()), record::encode(&letter)?);
         until_kept!(self.jobs.store.bury(&id, letter.clone()).await.map_err(Error::from))?;
         let Task { id, item, .. } = task;
@@ -403,7 +401,8 @@ impl Bench {
         tracing::error!(queue, deliveries, error, "a message that nobody could read is given up");
         metrics::counter!("sensorium_jobs_dead_total", "modality" => queue.clone()).increment(1);
         // of two that say the same, and of one that was replayed, each has its letter
-        let (id, letter) = (format!("dead.{}.{:x}", blake3::hash(body).to_hex(), rand::random::<u64>()), message.encode()?);
+        let (id, letter) =
+            (format!("dead.{}.{:x}", blake3::hash(body).to_hex(), rand::random::<u64>()), message.encode()?);
         until_kept!(self.jobs.store.bury(&id, letter.clone()).await.map_err(Error::from))?;
         let details = json!({ "modality": queue, "deliveries": deliveries, "error": error });
         self.jobs.bus.publish("task.dead", details);

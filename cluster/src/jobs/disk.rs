@@ -330,7 +330,12 @@ mod tests {
     }
 
     fn message(id: &str) -> Message {
-        Message { id: id.to_owned(), flow: "f".to_owned(), trace: "t".to_owned(), body: Bytes::copy_from_slice(id.as_bytes()) }
+        Message {
+            id: id.to_owned(),
+            flow: "f".to_owned(),
+            trace: "t".to_owned(),
+            body: Bytes::copy_from_slice(id.as_bytes()),
+        }
     }
 
     #[tokio::test]

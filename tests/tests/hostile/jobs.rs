@@ -155,11 +155,8 @@ impl Drop for SmallDisk {
 #[tokio::test]
 async fn a_full_disk_is_told_and_heals_by_itself() {
     let Some(disk) = SmallDisk::mount(24) else { return };
-    let repository = Repository::new().with(&["minilm"]).copy(
-        "minilm",
-        "slow",
-        &[("batching.max_queue_delay_us", "300_000")],
-    );
+    let repository =
+        Repository::new().with(&["minilm"]).copy("minilm", "slow", &[("batching.max_queue_delay_us", "300_000")]);
     let path = disk.path("jobs.redb").display().to_string();
     let options = ServerOptions::new(repository).set("understand.text_guard", "").set("understand.text", "slow");
     let server = Server::start(options.set("jobs.path", &path).set("jobs.tasks.concurrency", "1")).await;

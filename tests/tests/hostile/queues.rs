@@ -2,12 +2,10 @@
 
 use std::time::Duration;
 
-use sensorium_proto::v1::{Job, JobItem, ReplayDeadTaskRequest, SubmitJobRequest, WatchJobRequest, job};
 use sensorium_proto::v1::submit_job_request::Message;
+use sensorium_proto::v1::{Job, JobItem, ReplayDeadTaskRequest, SubmitJobRequest, WatchJobRequest, job};
 use sensorium_tests::jobs::{header, text};
-use sensorium_tests::{
-    Ask, Client, Cluster, Outside, Refusal, Repository, Server, ServerOptions, eventually, within,
-};
+use sensorium_tests::{Ask, Client, Cluster, Outside, Refusal, Repository, Server, ServerOptions, eventually, within};
 use tempfile::NamedTempFile;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -69,11 +67,8 @@ async fn tenants_do_not_wait_for_each_others_tasks() {
     let file = NamedTempFile::new().unwrap();
     std::fs::write(file.path(), entries).unwrap();
     for store in [Some(address.as_str()), None] {
-        let repository = Repository::new().with(&["minilm"]).copy(
-            "minilm",
-            "slow",
-            &[("batching.max_queue_delay_us", "100_000")],
-        );
+        let repository =
+            Repository::new().with(&["minilm"]).copy("minilm", "slow", &[("batching.max_queue_delay_us", "100_000")]);
         let mut options = ServerOptions::new(repository).set("auth.keys", &file.path().display().to_string());
         for (key, value) in [
             ("understand.text_guard", ""),

@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use parking_lot::{Mutex, RwLock};
-use redb::{Database, DatabaseError, Error as Fault, ReadTransaction, ReadableDatabase, ReadableTable, WriteTransaction};
+use redb::{
+    Database, DatabaseError, Error as Fault, ReadTransaction, ReadableDatabase, ReadableTable, WriteTransaction,
+};
 use tokio::time::Instant;
 
 use super::super::{Error, Result};
@@ -99,10 +101,7 @@ impl File {
     }
 
     /// Blocks.
-    pub(super) fn read<T>(
-        &self,
-        read: impl FnOnce(&ReadTransaction) -> std::result::Result<T, Fault>,
-    ) -> Result<T> {
+    pub(super) fn read<T>(&self, read: impl FnOnce(&ReadTransaction) -> std::result::Result<T, Fault>) -> Result<T> {
         let found = (|| {
             let database = self.database.read();
             read(&database.as_ref().ok_or(Fault::DatabaseClosed)?.begin_read()?)

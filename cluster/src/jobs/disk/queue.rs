@@ -102,12 +102,7 @@ impl Disk {
         }
     }
 
-    fn insert(
-        &self,
-        change: &WriteTransaction,
-        queue: &str,
-        message: &Message,
-    ) -> std::result::Result<Pushed, Fault> {
+    fn insert(&self, change: &WriteTransaction, queue: &str, message: &Message) -> std::result::Result<Pushed, Fault> {
         let mut ids = change.open_table(IDS)?;
         if is_known(&ids, &message.id)? {
             return Ok(Pushed::Known);

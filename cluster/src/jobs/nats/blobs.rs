@@ -64,7 +64,8 @@ impl Nats {
         let found = ready.pieces.info_with_subjects(format!("{}.>", self.of_blob(name))).await;
         let found: HashMap<String, usize> =
             found.map_err(|error| self.lost(error))?.try_collect().await.map_err(|error| self.lost(error))?;
-        let Some((subject, count)) = found.into_iter().find(|(subject, there)| pieces_of(subject) == Some(*there)) else {
+        let Some((subject, count)) = found.into_iter().find(|(subject, there)| pieces_of(subject) == Some(*there))
+        else {
             return self.earlier(&ready, name).await;
         };
         let (mut value, mut next) = (Vec::new(), 1);
@@ -113,7 +114,8 @@ impl Nats {
         // those of earlier builds are known by what describes them
         for kind in ["C", "M"] {
             let root = format!("{}.{kind}.", self.bucket());
-            let subjects = ready.pieces.info_with_subjects(format!("{root}>")).await.map_err(|error| self.lost(error))?;
+            let subjects =
+                ready.pieces.info_with_subjects(format!("{root}>")).await.map_err(|error| self.lost(error))?;
             let subjects: Vec<(String, usize)> = subjects.try_collect().await.map_err(|error| self.lost(error))?;
             names.extend(subjects.iter().filter_map(|(subject, _)| {
                 let name = subject.strip_prefix(&root)?.split('.').next()?;

@@ -71,7 +71,10 @@ impl JobsService {
         let mut index = 0;
         let mut next = async || {
             let silent = |_| Error::DeadlineExceeded { stage: "waiting for the next item of the job".to_owned() };
-            tokio::time::timeout(IDLE, messages.message()).await.map_err(|late| told(silent(late)))?.map_err(from_transport)
+            tokio::time::timeout(IDLE, messages.message())
+                .await
+                .map_err(|late| told(silent(late)))?
+                .map_err(from_transport)
         };
         // a stream that breaks is no end: the job is not accepted
         while let Some(message) = next().await? {
