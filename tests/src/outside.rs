@@ -18,6 +18,19 @@ use crate::server::free_address;
 /// How long one may take to answer.
 const READY: Duration = Duration::from_secs(60);
 
+fn storage_file(data: &str) -> String {
+    format!("{data}.conf")
+}
+
+/// The configuration of a NATS that stores so many bytes and no more.
+fn write_storage(address: SocketAddr, data: &str, bytes: u64) {
+    let lines = [
+        format!("host: {}\nport: {}", address.ip(), address.port()),
+        format!("jetstream {{ store_dir: \"{data}\", max_file_store: {bytes} }}\n"),
+    ];
+    std::fs::write(storage_file(data), lines.join("\n")).expect("its configuration");
+}
+
 /// A server of Debian's packages.
 pub struct Outside {
     program: &'static str,
@@ -47,16 +60,17 @@ impl Outside {
     /// NATS whose JetStream stores so many bytes and no more.
     pub async fn nats_that_stores(bytes: u64) -> Self {
         Self::start("nats-server", |address, data| {
-            let file = format!("{data}.conf");
-            let (host, port) = (address.ip(), address.port());
-            let lines = [
-                format!("host: {host}\nport: {port}"),
-                format!("jetstream {{ store_dir: \"{data}\", max_file_store: {bytes} }}\n"),
-            ];
-            std::fs::write(&file, lines.join("\n")).expect("its configuration");
-            vec!["-c".into(), file]
+            write_storage(address, &data, bytes);
+            vec!["-c".into(), storage_file(&data)]
         })
         .await
+    }
+
+    /// Starts that NATS anew, with other room than before.
+    pub async fn store(&mut self, bytes: u64) {
+        self.stop().await;
+        write_storage(self.address(), &self.folder.path().join("data").display().to_string(), bytes);
+        self.resume().await;
     }
 
     /// Redis without a password, on the host `redis` of a network if there is one.
