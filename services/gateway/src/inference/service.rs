@@ -184,6 +184,10 @@ impl GrpcInferenceService for InferenceService {
         let span = trace::request_span("ModelInfer", &request.get_ref().model_name, request.metadata());
         async move {
             let (metadata, extensions, message) = request.into_parts();
+            // what is more than a message may have is refused below
+            let copied = codec::bytes_to_copy(&message).min(self.door.limits.max_message_bytes);
+            let copied = charge(&extensions, copied);
+            let _until_answered = copied.map_err(|error| from_error(&error))?;
             let incoming = decode(&self.door, message, &self.regions(&extensions)).await;
             let incoming = incoming.map_err(|error| from_error(&error))?;
             let context = context(&metadata, &extensions, &incoming.request.parameters)?;
@@ -397,7 +401,9 @@ fn stream_one(
     async_stream::try_stream! {
         let _timed = trace::Timed::start("ModelStreamInfer");
         let span = trace::request_span("ModelStreamInfer", &message.model_name, &metadata);
-        let _received = charge(&extensions, message.encoded_len())?;
+        let copied = codec::bytes_to_copy(&message).min(door.limits.max_message_bytes);
+        let bytes = message.encoded_len().saturating_add(copied);
+        let _until_answered = charge(&extensions, bytes)?;
         let incoming = decode(&door, message, &regions).await?;
         let context = span.in_scope(|| context_since(&metadata, &extensions, &incoming.request.parameters, received));
         let context = context.map_err(|status| Error::invalid("grpc-timeout", status.message()))?;
