@@ -35,8 +35,9 @@ pub fn of(request: &Request) -> impl Iterator<Item = Claimed<'_>> {
     })
 }
 
-/// Judges inputs by what a version says it takes. A name that the version does not know is left to the worker, which
-/// names those that it does.
+/// Judges inputs by what a version says it takes, as far as their size goes: rows, elements, and dimensions of zero, by
+/// which any number of rows costs no byte. The rest, such as a name or a datatype that the version does not know, is left
+/// to the worker.
 ///
 /// # Errors
 /// `InvalidArgument` naming the input, its shape, and what was expected.
@@ -44,7 +45,9 @@ pub fn check<'a>(accepts: &Accepts, inputs: impl Iterator<Item = Claimed<'a>>) -
     for input in inputs {
         if let Some(known) = accepts.inputs.iter().find(|known| known.name == input.name) {
             must_be_bounded(input.name, input.is_bytes, input.shape, accepts.max_elements)?;
-            must_fit(input.name, &known.shape, input.shape)?;
+            if input.shape.contains(&0) {
+                must_fit(input.name, &known.shape, input.shape)?;
+            }
         }
     }
     Ok(())
@@ -52,14 +55,14 @@ pub fn check<'a>(accepts: &Accepts, inputs: impl Iterator<Item = Claimed<'a>>) -
 
 /// An input has 1 to `limit` rows, and as many elements at most where each costs memory of its own.
 pub(crate) fn must_be_bounded(name: &str, is_bytes: bool, shape: &[i64], limit: u64) -> Result<()> {
-    let wrong = |what: String| Err(Error::invalid(format!("inputs.{name}.shape"), what));
+    let field = || format!("inputs.{name}.shape");
+    let elements = element_count(shape).map_err(|error| Error::invalid(field(), error))?;
     let rows = shape.first().copied().unwrap_or(1);
     if !u64::try_from(rows).is_ok_and(|rows| (1..=limit).contains(&rows)) {
-        return wrong(format!("{rows} rows, expected 1 to {limit}"));
+        return Err(Error::invalid(field(), format!("{rows} rows, expected 1 to {limit}")));
     }
-    let elements = element_count(shape).map_err(|error| Error::invalid(format!("inputs.{name}.shape"), error))?;
     if is_bytes && elements as u64 > limit {
-        return wrong(format!("{elements} elements, expected {limit} at most"));
+        return Err(Error::invalid(field(), format!("{elements} elements, expected {limit} at most")));
     }
     Ok(())
 }
@@ -93,7 +96,7 @@ mod tests {
     fn rows_and_elements_are_bounded_and_tails_are_those_of_the_manifest() {
         assert!(judge(&[-1], true, &[8]).is_ok() && judge(&[-1], true, &[8, 1]).is_ok());
         assert!(judge(&[-1, 16], false, &[8, 16]).is_ok() && judge(&[-1, -1], false, &[8, 1000]).is_ok());
-        for shape in [&[0][..], &[9], &[-1], &[8, 0], &[i64::MAX, 0], &[i64::MAX, 2], &[4, 2]] {
+        for shape in [&[0][..], &[9], &[-1], &[8, 0], &[i64::MAX, 0], &[i64::MAX, 2], &[8, 2]] {
             assert!(judge(&[-1], true, shape).is_err(), "{shape:?}");
         }
         assert!(judge(&[-1, -1], true, &[4, 3]).is_err(), "twelve elements");

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use redb::{Error as Fault, ReadTransaction, ReadableTable, TableDefinition, WriteTransaction};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 
 use self::file::{File, account};
 pub(super) use self::queue::Hand;
@@ -49,6 +49,7 @@ pub(super) struct Disk {
     file: Arc<File>,
     queues: Arc<Mutex<HashMap<String, Waiting>>>,
     pushed: Arc<Notify>,
+    writer: Arc<Semaphore>,
     bounds: Bounds,
 }
 
@@ -74,7 +75,8 @@ impl Disk {
             std::fs::create_dir_all(folder).map_err(|error| bad(error.to_string()))?;
         }
         let file = File::open(path).map_err(|error| bad(cannot_open(&error)))?;
-        let disk = Self { file, queues: Arc::default(), pushed: Arc::default(), bounds };
+        let disk =
+            Self { file, queues: Arc::default(), pushed: Arc::default(), writer: Arc::new(Semaphore::new(1)), bounds };
         // what was in somebody's hands when the process ended is in nobody's now
         load(&disk.file, &disk.queues)?;
         let (watched, queues, pushed) = (Arc::downgrade(&disk.file), disk.queues.clone(), disk.pushed.clone());
@@ -132,9 +134,15 @@ impl Disk {
         &self,
         change: impl FnOnce(&WriteTransaction) -> std::result::Result<T, Fault> + Send + 'static,
     ) -> Result<T> {
+        let _turn = self.turn().await;
         let file = self.file.clone();
         let done = tokio::task::spawn_blocking(move || file.change(change));
         done.await.map_err(|error| Error::Unavailable(error.to_string()))?
+    }
+
+    /// The file has one writer: who waits for it waits here, not with a thread and its memory.
+    async fn turn(&self) -> Option<SemaphorePermit<'_>> {
+        self.writer.acquire().await.ok()
     }
 
     async fn read<T: Send + 'static>(

@@ -18,7 +18,9 @@ async fn fifty_cycles_leave_memory_flat() {
     assert!(failures.is_empty(), "a neighbour noticed: {:?}", failures[0]);
     println!("resident MiB after each cycle: {resident:?}");
     // the allocator opens an arena of some 22 MiB for a new device thread now and then, until it has as many as it wants
-    let (early, late) = (resident[19], resident[49]);
+    // and gives one back now and then: the most of ten cycles tells more than one of them
+    let most = |cycles: &[u64]| cycles.iter().copied().max().unwrap();
+    let (early, late) = (most(&resident[10..20]), most(&resident[40..]));
     assert!(late < early + 60, "{early} MiB after 20 cycles, {late} MiB after 50");
     assert!(late < resident[0] + 150, "{} MiB after the first cycle, {late} MiB after 50", resident[0]);
 }

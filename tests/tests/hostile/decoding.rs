@@ -56,7 +56,8 @@ async fn decoded_images_share_a_bounded_room() {
                         &full
                     }
                     _ => {
-                        assert_eq!(refusal.code, Code::DeadlineExceeded, "{refusal:?}");
+                        // the client's own clock says so in its own way
+                        assert!([Code::DeadlineExceeded, Code::Cancelled].contains(&refusal.code), "{refusal:?}");
                         &late
                     }
                 }

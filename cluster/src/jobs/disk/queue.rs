@@ -80,6 +80,7 @@ enum Pushed {
 
 impl Disk {
     pub(in crate::jobs) async fn push(&self, queue: &str, message: Message) -> Result<()> {
+        let _turn = self.turn().await;
         let (disk, name) = (self.clone(), queue.to_owned());
         // what is in the file is known to wait before anybody can give up waiting for this
         let pushed = tokio::task::spawn_blocking(move || {

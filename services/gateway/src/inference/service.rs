@@ -25,7 +25,7 @@ use super::order::Turns;
 use super::settings::Settings;
 use super::shared_memory::{Regions, SharedMemory};
 use crate::auth::{identity, require_admin};
-use crate::bounds::{charge, held};
+use crate::bounds::{Charge, charge, held};
 use crate::context::{context, context_since};
 use crate::server::Door;
 use crate::trace;
@@ -85,7 +85,14 @@ impl InferenceService {
 /// More bytes than this are not converted or copied where other requests wait for their turn.
 const INLINE: usize = 1 << 20;
 
-async fn decode(door: &Door, message: ModelInferRequest, regions: &Regions) -> Result<Incoming> {
+/// Reads a request. What that copies, and `bytes` beside it, draws on the budget for as long as the charge is held.
+async fn decode(
+    door: &Door,
+    message: ModelInferRequest,
+    regions: &Regions,
+    extensions: &Extensions,
+    bytes: usize,
+) -> Result<(Incoming, Charge)> {
     // before anything is made of what the shapes say
     match door.understanding.named(&message.model_name) {
         Some(understanding) => {
@@ -96,11 +103,14 @@ async fn decode(door: &Door, message: ModelInferRequest, regions: &Regions) -> R
             door.router.must_accept(&message.model_name, version, codec::claimed(&message))?;
         }
     }
-    if codec::bytes_to_copy(&message) <= INLINE {
-        return codec::decode(message, regions);
+    let copied = codec::bytes_to_copy(&message);
+    // windows of more than a message may have are refused when they are read
+    let charge = charge(extensions, bytes.saturating_add(copied.min(door.limits.max_message_bytes)))?;
+    if copied <= INLINE {
+        return Ok((codec::decode(message, regions)?, charge));
     }
     let regions = regions.clone();
-    aside(move || codec::decode(message, &regions)).await
+    Ok((aside(move || codec::decode(message, &regions)).await?, charge))
 }
 
 async fn encode(
@@ -184,12 +194,8 @@ impl GrpcInferenceService for InferenceService {
         let span = trace::request_span("ModelInfer", &request.get_ref().model_name, request.metadata());
         async move {
             let (metadata, extensions, message) = request.into_parts();
-            // what is more than a message may have is refused below
-            let copied = codec::bytes_to_copy(&message).min(self.door.limits.max_message_bytes);
-            let copied = charge(&extensions, copied);
-            let _until_answered = copied.map_err(|error| from_error(&error))?;
-            let incoming = decode(&self.door, message, &self.regions(&extensions)).await;
-            let incoming = incoming.map_err(|error| from_error(&error))?;
+            let decoded = decode(&self.door, message, &self.regions(&extensions), &extensions, 0).await;
+            let (incoming, _until_answered) = decoded.map_err(|error| from_error(&error))?;
             let context = context(&metadata, &extensions, &incoming.request.parameters)?;
             self.infer(incoming, &context, &extensions).await.map_err(|error| from_error(&error))
         }
@@ -401,10 +407,8 @@ fn stream_one(
     async_stream::try_stream! {
         let _timed = trace::Timed::start("ModelStreamInfer");
         let span = trace::request_span("ModelStreamInfer", &message.model_name, &metadata);
-        let copied = codec::bytes_to_copy(&message).min(door.limits.max_message_bytes);
-        let bytes = message.encoded_len().saturating_add(copied);
-        let _until_answered = charge(&extensions, bytes)?;
-        let incoming = decode(&door, message, &regions).await?;
+        let bytes = message.encoded_len();
+        let (incoming, _until_answered) = decode(&door, message, &regions, &extensions, bytes).await?;
         let context = span.in_scope(|| context_since(&metadata, &extensions, &incoming.request.parameters, received));
         let context = context.map_err(|status| Error::invalid("grpc-timeout", status.message()))?;
         let Incoming { mut request, id, wanted } = incoming;
