@@ -101,7 +101,7 @@ fn keep_up(metrics: PrometheusHandle) -> std::io::Result<()> {
 const SPANS: [&str; 5] = [
     "sensorium_gateway::trace",
     "sensorium_plane::service",
-    "sensorium_actors::jobs::queue",
+    "sensorium_actors::jobs::carry",
     "sensorium_actors::replica::forward",
     "sensorium_actors::replica::generate",
 ];

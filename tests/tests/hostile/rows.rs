@@ -26,7 +26,7 @@ async fn more_rows_than_a_model_takes_are_refused_before_anything_is_made_of_the
             assert!(streamed[0].error_message.contains("shape"), "{model} {rows}: {streamed:?}");
         }
     }
-    for shape in [vec![1, 0], vec![2, 3], vec![i64::MAX, i64::MAX], vec![], vec![1, 1, 1]] {
+    for shape in [vec![1, 0], vec![2, 0, 3], vec![i64::MAX, i64::MAX], vec![0], vec![-1]] {
         let ask = Ask::of("minilm").raw("text", "BYTES", &shape, "");
         is_refused(Refusal::of(client.infer(ask).await), &format!("{shape:?}"));
     }
@@ -41,10 +41,10 @@ async fn more_rows_than_a_model_takes_are_refused_before_anything_is_made_of_the
     let understood = Ask::of("understand").raw("text", "BYTES", &[1 << 20], empty);
     is_refused(Refusal::of(client.infer(understood).await), "understand");
     // what is known to the cache is refused as well
-    let words: Vec<String> = (0..2100).map(|n| format!("word {}", n % 700)).collect();
+    let words: Vec<String> = (0..2100).map(|n| format!("word {}", n % 50)).collect();
     for _ in 0..2 {
         is_refused(Refusal::of(client.infer(Ask::of("minilm").bytes("text", &words)).await), "cold and warm");
-        client.infer(Ask::of("minilm").bytes("text", &words[..700])).await.unwrap();
+        client.infer(Ask::of("minilm").bytes("text", &words[..50])).await.unwrap();
     }
     let parts = vec![Part { content: Some(Content::Text(String::new())) }; 10_000];
     let many = within(client.sensorium.clone().embed(EmbedRequest { parts, ..Default::default() })).await;

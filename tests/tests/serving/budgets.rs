@@ -99,7 +99,7 @@ async fn a_smaller_model_answers_where_the_asked_one_is_full_or_gone() {
     waiting.await.unwrap().unwrap();
     // who held it had told what takes its place
     client.unload("large").await.unwrap();
-    heard_by_small(&client, "unknown model 'large'").await;
+    heard_by_small(&client, "Request for unknown model 'large'").await;
     client.unload("small").await.unwrap();
     let result = understood(&client).await;
     let audio = branch(&result, Modality::Audio);

@@ -18,7 +18,9 @@ async fn server() -> &'static Server {
             let options = ServerOptions::new(Repository::new().with(&models))
                 .set("understand.audio", "whisper-tiny-en")
                 .set("understand.image_guard", "")
-                .set("understand.text_guard_blocks", "true");
+                .set("understand.text_guard_blocks", "true")
+                // ten minutes of speech
+                .set("limits.max_message_bytes", "33554432");
             Server::start(options)
         })
         .await

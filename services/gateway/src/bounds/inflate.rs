@@ -48,11 +48,14 @@ impl Encoding {
     /// What is wrong with it, or which limit it passes.
     pub(super) fn inflate(self, compressed: &[u8], limit: usize) -> Result<Bytes, String> {
         let most = limit.min(FREE.max(compressed.len().saturating_mul(RATIO)));
-        let message = match self {
-            Self::Gzip => read(flate2::read::GzDecoder::new(compressed), most),
-            Self::Zstd => zstd::stream::read::Decoder::with_buffer(compressed).and_then(|decoder| read(decoder, most)),
-        };
-        let message = message.map_err(|error| format!("cannot be inflated: {error}"))?;
+        let bad = |error: io::Error| format!("cannot be inflated: {error}");
+        // twice: what is to burst is known by its size, before any memory is set aside for it
+        let size = self.reader(compressed).and_then(|from| read(from, most, |_| ())).map_err(bad)?;
+        let message = size.map(|size| {
+            let mut message = BytesMut::with_capacity(size);
+            let whole = self.reader(compressed).and_then(|from| read(from, size, |piece| message.put_slice(piece)));
+            whole.map(|_| message.freeze()).map_err(bad)
+        });
         message.ok_or_else(|| {
             let size = compressed.len();
             if most == limit {
@@ -60,19 +63,28 @@ impl Encoding {
             } else {
                 format!("inflates from {size} to more than {most} bytes, the limit is {RATIO} times its size")
             }
+        })?
+    }
+
+    fn reader(self, compressed: &[u8]) -> io::Result<Box<dyn Read + '_>> {
+        Ok(match self {
+            Self::Gzip => Box::new(flate2::read::GzDecoder::new(compressed)),
+            Self::Zstd => Box::new(zstd::stream::read::Decoder::with_buffer(compressed)?),
         })
     }
 }
 
-/// All that comes, or nothing if that is more than `most` bytes.
-fn read(mut from: impl Read, most: usize) -> io::Result<Option<Bytes>> {
-    let mut message = BytesMut::new();
+/// Passes on all that comes, and says how much it was; nothing if it is more than `most` bytes.
+fn read(mut from: impl Read, most: usize, mut pass: impl FnMut(&[u8])) -> io::Result<Option<usize>> {
+    let mut size = 0;
     let mut piece = [0; 16 << 10];
     loop {
-        match from.read(&mut piece)? {
-            0 => return Ok(Some(message.freeze())),
-            count if message.len() + count > most => return Ok(None),
-            count => message.put_slice(&piece[..count]),
+        let count = from.read(&mut piece)?;
+        size += count;
+        match count {
+            0 => return Ok(Some(size)),
+            _ if size > most => return Ok(None),
+            _ => pass(&piece[..count]),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! A request's body as it comes: messages are counted, and inflated where they are compressed. One that stops half way
 //! is not waited for for ever.
 
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -23,6 +24,9 @@ use sensorium_plane::status;
 const HEADER: usize = 5;
 /// More compressed bytes than this are not inflated where others wait for their turn.
 const INLINE: usize = 4 << 10;
+/// Messages of more bytes than this are kept until they are whole: tonic sets aside what a header asks for as soon as it
+/// sees it, whether or not the rest ever comes.
+const KEPT: usize = 64 << 10;
 
 type Inflated = Result<Bytes, String>;
 
@@ -37,6 +41,10 @@ pub(super) struct Inflow {
     header_bytes: usize,
     /// Bytes of the message that are still to come.
     left: usize,
+    /// Pieces for tonic…
+    ready: VecDeque<Bytes>,
+    /// …and those of a large message that is not whole.
+    kept: Vec<Bytes>,
     /// A message that is to be inflated, as far as it has come.
     compressed: BytesMut,
     /// Bytes after it.
@@ -56,6 +64,8 @@ impl Inflow {
             header: [0; HEADER],
             header_bytes: 0,
             left: 0,
+            ready: VecDeque::new(),
+            kept: Vec::new(),
             compressed: BytesMut::new(),
             rest: Bytes::new(),
             inflating: None,
@@ -86,24 +96,37 @@ impl Inflow {
     }
 
     /// Counts what passes. Lengths that are too large are tonic's to refuse, which reads the same header.
-    fn count(&mut self, mut data: Bytes) -> Result<(), Status> {
-        while !data.is_empty() {
+    fn count(&mut self, data: Bytes) -> Result<(), Status> {
+        let mut left = data.clone();
+        let mut from = 0;
+        while !left.is_empty() {
             if self.header_bytes < HEADER {
-                if !self.read_header(&mut data) {
-                    return Ok(());
+                if !self.read_header(&mut left) {
+                    break;
                 }
                 self.left = self.length();
                 // what came before is its handler's
                 self.charge(0)?;
             }
-            let count = self.left.min(data.len());
-            data.advance(count);
+            let count = self.left.min(left.len());
+            left.advance(count);
             self.left -= count;
             let before = self.charge.lock().bytes();
             self.charge(before + count)?;
             if self.left == 0 {
                 self.header_bytes = 0;
+                let to = data.len() - left.len();
+                self.ready.extend(self.kept.drain(..));
+                self.ready.push_back(data.slice(from..to));
+                from = to;
             }
+        }
+        let rest = data.slice(from..);
+        let is_large = self.header_bytes == HEADER && (KEPT..=self.bounds.message_bytes).contains(&self.length());
+        if is_large {
+            self.kept.push(rest);
+        } else if !rest.is_empty() {
+            self.ready.push_back(rest);
         }
         Ok(())
     }
@@ -187,6 +210,9 @@ impl http_body::Body for Inflow {
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = &mut *self;
         loop {
+            if let Some(data) = this.ready.pop_front() {
+                return Poll::Ready(Some(Ok(Frame::data(data))));
+            }
             if let Some(inflated) = ready!(this.poll_inflated(context)) {
                 return Poll::Ready(Some(inflated.map(Frame::data)));
             }
@@ -208,11 +234,13 @@ impl http_body::Body for Inflow {
             match frame.map(|frame| frame.map(Frame::into_data)) {
                 Some(Ok(Ok(data))) if this.encoding.is_some() => this.rest = data,
                 Some(Ok(Ok(data))) => {
-                    return Poll::Ready(Some(this.count(data.clone()).map(|()| Frame::data(data))));
+                    if let Err(status) = this.count(data) {
+                        return Poll::Ready(Some(Err(status)));
+                    }
                 }
                 Some(Ok(Err(other))) => return Poll::Ready(Some(Ok(other))),
                 Some(Err(status)) => return Poll::Ready(Some(Err(status))),
-                None if this.encoding.is_some() && this.is_within() => {
+                None if this.is_within() => {
                     return Poll::Ready(Some(Err(status::invalid("message", "ends before it is whole"))));
                 }
                 None => return Poll::Ready(None),
@@ -221,6 +249,10 @@ impl http_body::Body for Inflow {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inflating.is_none() && self.rest.is_empty() && !self.is_within() && self.body.is_end_stream()
+        self.inflating.is_none()
+            && self.ready.is_empty()
+            && self.rest.is_empty()
+            && !self.is_within()
+            && self.body.is_end_stream()
     }
 }

@@ -7,7 +7,7 @@ use prost::Message;
 use sensorium_actors::error::{Error, Result};
 use sensorium_actors::request::{NamedTensor, Parameter, Parameters, Reply, Request};
 use sensorium_actors::shapes::Claimed;
-use sensorium_actors::tensor::{DataType, Tensor};
+use sensorium_actors::tensor::{DataType, Tensor, element_count};
 use sensorium_plane::parse_version;
 use sensorium_proto::inference::infer_parameter::ParameterChoice;
 use sensorium_proto::inference::model_infer_request::{InferInputTensor, InferRequestedOutputTensor};
@@ -66,6 +66,12 @@ pub fn claimed(message: &ModelInferRequest) -> impl Iterator<Item = Claimed<'_>>
         is_bytes: input.datatype == DataType::Bytes.as_str(),
         shape: &input.shape,
     })
+}
+
+/// Elements of all BYTES inputs, as far as their shapes are valid.
+pub fn elements(message: &ModelInferRequest) -> usize {
+    let bytes = claimed(message).filter(|claimed| claimed.is_bytes);
+    bytes.map(|claimed| element_count(claimed.shape).unwrap_or(0)).fold(0, usize::saturating_add)
 }
 
 /// Reads a request; raw contents stay where they are.

@@ -82,6 +82,10 @@ impl InferenceService {
     }
 }
 
+/// What an element of a BYTES tensor costs on its way, beside its bytes: keys, claims, entries of the cache, a row in the
+/// queue. Few bytes may be thousands of them.
+const ELEMENT: usize = 256;
+
 /// More bytes than this are not converted or copied where other requests wait for their turn.
 const INLINE: usize = 1 << 20;
 
@@ -104,6 +108,7 @@ async fn decode(
         }
     }
     let copied = codec::bytes_to_copy(&message);
+    let bytes = bytes.saturating_add(codec::elements(&message).saturating_mul(ELEMENT));
     // windows of more than a message may have are refused when they are read
     let charge = charge(extensions, bytes.saturating_add(copied.min(door.limits.max_message_bytes)))?;
     if copied <= INLINE {
