@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use sensorium_cluster::membership::Link;
 use sensorium_runtime::lanes::Lanes;
 use tokio::runtime::Handle;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
@@ -37,6 +37,8 @@ pub(crate) struct Line {
     /// When it was last called, in milliseconds after `born`.
     used: AtomicU64,
     reachable: AtomicBool,
+    /// A call has suspected the worker: it is asked at once.
+    suspected: Arc<Notify>,
 }
 
 impl Line {
@@ -54,6 +56,7 @@ impl Line {
             born: Instant::now(),
             used: AtomicU64::new(0),
             reachable: AtomicBool::new(reachable),
+            suspected: Arc::default(),
         })
     }
 
@@ -90,7 +93,9 @@ impl Line {
     pub(crate) fn suspect(self: &Arc<Self>) -> bool {
         let mut open = self.open.lock();
         open.get_or_insert_with(|| self.dial());
-        self.reachable.swap(false, Relaxed)
+        let is_news = self.reachable.swap(false, Relaxed);
+        self.suspected.notify_one();
+        is_news
     }
 
     /// Closes the connections if nobody has called for a while; a call that runs keeps its own until it ends. One that
@@ -114,8 +119,10 @@ impl Line {
 async fn watch_over(line: Weak<Line>, connection: Connection) {
     let mut health = HealthClient::with_origin(connection.clone(), connection.origin());
     let mut missed = 0;
+    let Some(suspected) = line.upgrade().map(|line| line.suspected.clone()) else { return };
     loop {
-        tokio::time::sleep(PROBE).await;
+        // the sooner of the two
+        let _ = tokio::time::timeout(PROBE, suspected.notified()).await;
         let Some(line) = line.upgrade() else { return };
         if line.close_if_idle() {
             return;

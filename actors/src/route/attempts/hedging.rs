@@ -15,6 +15,9 @@ use crate::request::{Context, Reply, ReplyStream, Request};
 /// A call that takes so many times what is far longer is late, even though its worker answers others.
 const HOPELESS: u32 = 4;
 
+/// How long a worker may take to say that it is there.
+const ANSWERS: Duration = Duration::from_millis(100);
+
 /// How a call is late.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Late {
@@ -112,7 +115,7 @@ impl Attempts {
                 // a worker that answers others is there: the request may be one that takes long
                 let (silent, elapsed) = (call.silent_for(), call.elapsed());
                 if silent >= far || elapsed >= far * HOPELESS {
-                    return;
+                    return self.until_gone(call).await;
                 }
                 tokio::time::sleep((far - silent).min(far * HOPELESS - elapsed)).await;
             }
@@ -123,15 +126,25 @@ impl Attempts {
         }
     }
 
+    /// Returns when the worker of a late call has not said that it is there. One that is there works on the request, or
+    /// hangs over it: then others would hang as well.
+    async fn until_gone(&self, call: &Call) {
+        let client = &call.candidate.client;
+        if !client.suspect() {
+            return;
+        }
+        tokio::time::sleep(ANSWERS).await;
+        if client.is_reachable() {
+            return std::future::pending().await;
+        }
+        let (worker, model, seconds) = (client.name(), &self.route.model, call.elapsed().as_secs_f64());
+        tracing::warn!(worker, model, seconds, "worker says nothing, others are asked until it does");
+    }
+
     /// The second call, if the model bears one and the budget affords it.
     fn hedge(&mut self, call: &Call, late: Late) -> Option<Call> {
         if late == Late::Far {
             self.is_silent = true;
-            let seconds = call.elapsed().as_secs_f64();
-            if call.candidate.client.suspect() {
-                let (worker, model) = (call.candidate.client.name(), &self.route.model);
-                tracing::warn!(worker, model, seconds, "worker says nothing, others are asked until it does");
-            }
         }
         if !self.policy.idempotent {
             return None;
