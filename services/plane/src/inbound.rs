@@ -172,7 +172,7 @@ where
             }
             () = &mut idle, if !leaving => {
                 let patience = limits.idle.unwrap_or_default();
-                let over = calls.idle_since().map_or_else(Instant::now, |since| since) + patience;
+                let over = calls.idle_since().unwrap_or_else(Instant::now) + patience;
                 if over <= Instant::now() {
                     leaving = true;
                     serving.as_mut().graceful_shutdown();

@@ -118,7 +118,8 @@ fn same_model(config: &ModelConfig, manifest: &Manifest) -> Result<(), String> {
     let torchscript = manifest.engine == EngineKind::Torchscript;
     for (key, value) in [("platform", config.platform.as_str()), ("backend", config.backend.as_str())] {
         let ours = value.is_empty() || value == "sensorium" || value.starts_with("sensorium_");
-        if !ours && !(torchscript && ["pytorch_libtorch", "pytorch"].contains(&value)) {
+        let tritons = torchscript && ["pytorch_libtorch", "pytorch"].contains(&value);
+        if !ours && !tritons {
             return Err(format!("{key} = '{value}', which {} is not", manifest.name));
         }
     }

@@ -90,7 +90,7 @@ pub fn init() -> Result<Telemetry, Error> {
 fn keep_up(metrics: PrometheusHandle) -> std::io::Result<()> {
     let upkeep = move || {
         loop {
-            std::thread::sleep(UPKEEP);
+            std::thread::park_timeout(UPKEEP);
             metrics.run_upkeep();
         }
     };

@@ -85,7 +85,11 @@ fn obey(order: f32, pulse: &dyn Pulse) -> Result<(), Error> {
         return Err(Error::Device("chaos: told to fail".to_owned()));
     }
     if order > HANGS_FOR {
-        std::thread::sleep(Duration::from_secs_f32((order - HANGS_FOR) / 1000.0));
+        // without a beat, as a call that hangs
+        let end = Instant::now() + Duration::from_secs_f32((order - HANGS_FOR) / 1000.0);
+        while Instant::now() < end {
+            std::thread::park_timeout(end.saturating_duration_since(Instant::now()));
+        }
         return Ok(());
     }
     let end = Instant::now() + Duration::from_secs_f32(-order.min(0.0) / 1000.0);

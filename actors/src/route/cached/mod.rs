@@ -312,12 +312,12 @@ mod tests {
             plan.answer(&cache, &request, compute).await
         };
         let impatient = tokio::time::timeout(Duration::from_millis(5), slowly(&["a", "bb", "a"]));
-        let texts = |of: usize| if of % 2 == 0 { &["a", "bb"][..] } else { &["bb", "ccc", "a"] };
+        let texts = |of: usize| if of.is_multiple_of(2) { &["a", "bb"][..] } else { &["bb", "ccc", "a"] };
         let patient = join_all((0..50).map(|of| slowly(texts(of))));
         let (gone, replies) = tokio::join!(impatient, patient);
         assert!(gone.is_err());
         for (of, reply) in replies.into_iter().enumerate() {
-            let wanted: &[f32] = if of % 2 == 0 { &[1.0, 2.0] } else { &[2.0, 3.0, 1.0] };
+            let wanted: &[f32] = if of.is_multiple_of(2) { &[1.0, 2.0] } else { &[2.0, 3.0, 1.0] };
             assert_eq!(told(&reply.unwrap()).0, wanted);
         }
         let computed: usize = asked.lock().unwrap().iter().sum();
