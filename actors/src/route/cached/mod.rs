@@ -96,7 +96,7 @@ impl Plan {
         &self,
         cache: &Cache,
         request: &Request,
-        claims: Vec<(usize, Claim)>,
+        mut claims: Vec<(usize, Claim)>,
         entries: &mut [Option<Bytes>],
         compute: &impl Fn(Request) -> F,
     ) -> Result<Computed>
@@ -104,6 +104,8 @@ impl Plan {
         F: Future<Output = Result<Reply>>,
     {
         let rows = entries.len();
+        // claims that others have left come in any order, and answers come in that of the rows
+        claims.sort_by_key(|(row, _)| *row);
         let wanted: Vec<usize> = claims.iter().map(|(row, _)| *row).collect();
         let part = part(request, &wanted)?;
         let pinned = Request { version: Some(self.version), namespace: Some(self.namespace.clone()), ..part };
