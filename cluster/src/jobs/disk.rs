@@ -505,7 +505,7 @@ mod tests {
         for _ in 0..2 {
             disk.bury("1", Bytes::from_static(b"dead")).await.unwrap();
         }
-        disk.push("q", message("1")).await.unwrap();
+        disk.push("q", message("2")).await.unwrap();
         sweep(&disk.file, now() + 1_000_000).unwrap();
         assert!(disk.get("a.b").await.unwrap().is_some());
         assert_eq!(disk.blob("blob").await.unwrap().unwrap(), "x");
