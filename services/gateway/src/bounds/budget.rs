@@ -35,8 +35,8 @@ impl Budget {
     /// So many bytes at a time, and a message of `message_bytes` in any case.
     pub fn new(limit: usize, message_bytes: usize) -> Self {
         let gauge = metrics::gauge!("sensorium_buffered_bytes");
-        // the answer may be as large as the message
-        let least = message_bytes.saturating_mul(2);
+        // the answer may be as large as the message, and is there twice while it is written
+        let least = message_bytes.saturating_mul(3);
         let of_one_connection = (limit / OF_ONE_CONNECTION).max(least);
         Self(Arc::new(Inner { limit: limit.max(least), of_one_connection, used: AtomicUsize::new(0), gauge }))
     }
@@ -117,7 +117,7 @@ mod tests {
 
     #[test]
     fn what_is_taken_is_given_back_and_never_more_than_there_is() {
-        let budget = Budget::new(100, 10);
+        let budget = Budget::new(100, 8);
         let one = Share::default();
         let mut first = budget.take(one.clone(), 20).unwrap();
         let refused = budget.take(one.clone(), 6).err().unwrap();

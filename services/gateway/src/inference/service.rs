@@ -75,7 +75,8 @@ impl InferenceService {
             Some(understanding) => Box::pin(understanding.infer_within(&incoming.request, context)).await?,
             None => self.door.router.infer_within(&incoming.request, context).await?,
         };
-        let charge = charge(extensions, reply.bytes())?;
+        // as a message, and as the bytes that are made of it
+        let charge = charge(extensions, 2 * reply.bytes())?;
         let regions = self.shared_memory.of(&context.tenant);
         let answer = encode(&self.door, &regions, &incoming.id, &incoming.wanted, reply).await?;
         Ok(held(answer, permit, charge))
