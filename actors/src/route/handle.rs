@@ -80,7 +80,7 @@ impl Route {
     /// version.
     pub fn resolve<T>(&self, asked: Option<u64>, read: impl FnOnce(&Held) -> T) -> Result<T> {
         let table = self.table.load();
-        self.read(&table, asked.or_else(|| table.newest()), read)
+        self.read(&table, asked.or_else(|| table.versions().newest()), read)
     }
 
     /// The same for a request that is about to be made. While workers hold different versions, as in a roll, each version
@@ -90,20 +90,20 @@ impl Route {
     /// As `resolve`.
     pub fn choose<T>(&self, asked: Option<u64>, read: impl FnOnce(&Held) -> T) -> Result<T> {
         let table = self.table.load();
-        self.read(&table, asked.or_else(|| table.choose_version(&mut rand::rng())), read)
+        self.read(&table, asked.or_else(|| table.versions().choose(&mut rand::rng())), read)
     }
 
     fn read<T>(&self, table: &Table, version: Option<u64>, read: impl FnOnce(&Held) -> T) -> Result<T> {
         let unavailable =
             |message| Error::Unavailable { reason: "NO_WORKER", message, retry_after: Duration::from_secs(1) };
-        let Some(version) = version.filter(|_| table.newest().is_some()) else {
+        let Some(version) = version.filter(|_| table.versions().newest().is_some()) else {
             return Err(unavailable(format!("no worker holds {}", self.model)));
         };
         table.held(version).map(read).ok_or_else(|| {
             if self.lost.lock().contains_key(&version) {
                 return unavailable(format!("no worker holds {} version {version}", self.model));
             }
-            let known: Vec<String> = table.versions().map(|version| version.to_string()).collect();
+            let known: Vec<String> = table.versions().iter().map(|version| version.to_string()).collect();
             Error::NotFound {
                 what: format!("model '{}' version {version}", self.model),
                 known: format!("loaded are {}", crate::error::names(&known)),

@@ -10,6 +10,7 @@ pub mod handle;
 pub mod hedge;
 pub mod subset;
 pub mod table;
+pub mod versions;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -273,7 +274,7 @@ impl Router {
     /// told nothing.
     pub fn expected(&self, model: &str, size: f64) -> Option<Duration> {
         let table = self.route(model).ok()?.table();
-        let seconds = table.expected_seconds(table.newest()?, size)?;
+        let seconds = table.expected_seconds(table.versions().newest()?, size)?;
         Duration::try_from_secs_f64(seconds).ok()
     }
 

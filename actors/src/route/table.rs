@@ -9,6 +9,7 @@ use rand::Rng;
 use sensorium_cluster::membership::Held;
 
 use super::candidate::{Candidate, Seen};
+use super::versions::{Tier, Versions};
 use crate::error::{Error, Result};
 
 /// A worker of another zone has to be less loaded by this factor to be preferred…
@@ -20,34 +21,9 @@ const ZONE_SECONDS: f64 = 0.01;
 #[derive(Default)]
 pub struct Table {
     candidates: Vec<Arc<Candidate>>,
-    /// Versions that anybody holds, and the best state of each; ascending.
-    versions: Vec<(u64, Tier)>,
+    versions: Versions,
     /// Requests that all who take more work on side by side.
     capacity: u32,
-    /// By version, requests that those work on side by side of whom it is the newest that is ready; empty where that is one
-    /// version.
-    rolling: Vec<(u64, u64)>,
-}
-
-/// How well a version is held.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Tier {
-    /// Quarantined or cannot be loaded; who holds it says why.
-    Down,
-    /// Being loaded, or loaded again; who holds it lets requests wait.
-    Loading,
-    /// Answers.
-    Ready,
-}
-
-impl Tier {
-    fn of(held: &Held) -> Self {
-        match held.state.as_str() {
-            "READY" => Self::Ready,
-            "LOADING" => Self::Loading,
-            _ => Self::Down,
-        }
-    }
 }
 
 /// What is looked for.
@@ -86,31 +62,10 @@ impl Table {
             let pace = mean(Seen::pace_seconds);
             candidates.iter().for_each(|candidate| candidate.seen.assume(latency, round, pace));
         }
-        let mut versions: Vec<(u64, Tier)> = Vec::new();
-        for candidate in candidates.iter().filter(|candidate| candidate.takes_more()) {
-            for held in &candidate.held {
-                match versions.iter_mut().find(|(version, _)| *version == held.version) {
-                    Some((_, tier)) => *tier = (*tier).max(Tier::of(held)),
-                    None => versions.push((held.version, Tier::of(held))),
-                }
-            }
-        }
-        versions.sort_unstable();
+        let versions = Versions::of(&candidates);
         let takers = candidates.iter().filter(|candidate| candidate.takes_more());
         let capacity = takers.fold(0u32, |sum, candidate| sum.saturating_add(candidate.capacity));
-        let mut rolling: Vec<(u64, u64)> = Vec::new();
-        for candidate in candidates.iter().filter(|candidate| candidate.takes_more()) {
-            let ready = candidate.held.iter().filter(|held| held.is_ready()).map(|held| held.version);
-            let Some(newest) = ready.max() else { continue };
-            match rolling.iter_mut().find(|(version, _)| *version == newest) {
-                Some((_, capacity)) => *capacity += u64::from(candidate.capacity),
-                None => rolling.push((newest, u64::from(candidate.capacity))),
-            }
-        }
-        if rolling.len() == 1 {
-            rolling.clear();
-        }
-        Self { candidates, versions, capacity, rolling }
+        Self { candidates, versions, capacity }
     }
 
     /// Requests that they work on side by side, when the table was made.
@@ -123,44 +78,15 @@ impl Table {
         &self.candidates
     }
 
-    /// The version that answers requests that name none: the newest of those that are held best, so that one that is
-    /// down does not hide an older one that answers.
-    pub fn newest(&self) -> Option<u64> {
-        self.versions.iter().max_by_key(|(version, tier)| (*tier, *version)).map(|(version, _)| *version)
-    }
-
-    /// The version of a request that names none: the newest, or in a roll, where others hold only older ones ready, one
-    /// of theirs, each by how much its workers can do. A single worker of a new version does not get what all get.
-    pub fn choose_version(&self, rng: &mut impl Rng) -> Option<u64> {
-        let newest = self.newest()?;
-        if self.rolling.is_empty() {
-            return Some(newest);
-        }
-        let mut at = rng.random_range(0..self.rolling.iter().map(|(_, capacity)| capacity).sum::<u64>().max(1));
-        for &(version, capacity) in &self.rolling {
-            if at < capacity {
-                return Some(version);
-            }
-            at -= capacity;
-        }
-        Some(newest)
-    }
-
-    /// Versions that anybody holds, ascending.
-    pub fn versions(&self) -> impl Iterator<Item = u64> {
-        self.versions.iter().map(|(version, _)| *version)
+    /// Versions that anybody who takes more holds.
+    pub fn versions(&self) -> &Versions {
+        &self.versions
     }
 
     /// Whether nobody who holds the version can be reached, as far as is known.
     pub fn is_silent(&self, version: u64) -> bool {
         let mut holders = self.candidates.iter().filter(|candidate| candidate.holds(version).is_some());
         holders.all(|candidate| !candidate.client.is_reachable())
-    }
-
-    /// Versions that answer beside this one, the newest first.
-    pub fn others(&self, version: u64) -> impl Iterator<Item = u64> {
-        let ready = self.versions.iter().rev().filter(move |(other, tier)| *other != version && *tier == Tier::Ready);
-        ready.map(|(other, _)| *other)
     }
 
     /// The version as its best holder has it.
@@ -281,7 +207,7 @@ fn two<'a>(of: &[&'a Arc<Candidate>], rng: &mut impl Rng) -> &'a Arc<Candidate> 
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use rand::SeedableRng;
     use rand::rngs::SmallRng;
     use sensorium_cluster::membership::Registration;
@@ -289,16 +215,16 @@ mod tests {
     use super::*;
     use crate::route::client::tests::Nobody;
 
-    fn held(version: u64, state: &str) -> Held {
+    pub(in super::super) fn held(version: u64, state: &str) -> Held {
         Held { name: "m".into(), version, state: state.into(), ..Held::default() }
     }
 
-    fn worker(name: &str, zone: &str, held: Vec<Held>) -> Arc<Candidate> {
+    pub(in super::super) fn worker(name: &str, zone: &str, held: Vec<Held>) -> Arc<Candidate> {
         let registration = Registration { zone: zone.into(), capacity: 1, models: held, ..Registration::default() };
         Arc::new(Candidate::new(&registration, "m", Arc::new(Nobody(name.into())), None))
     }
 
-    fn rng() -> SmallRng {
+    pub(in super::super) fn rng() -> SmallRng {
         SmallRng::seed_from_u64(1)
     }
 
@@ -320,30 +246,6 @@ mod tests {
         assert_eq!(others.code(), "not_found", "others are there");
         let alone = Table::new(all[..1].to_vec());
         assert_eq!(alone.pick("m", &Wish { tried: &tried, ..old }, &mut rng()).err().unwrap().code(), "unavailable");
-    }
-
-    #[test]
-    fn in_a_roll_each_version_gets_its_part() {
-        let share = |table: &Table, wanted: u64| {
-            let mut rng = rng();
-            (0..10_000).filter(|_| table.choose_version(&mut rng) == Some(wanted)).count()
-        };
-        let old = |name: &str| worker(name, "", vec![held(1, "READY")]);
-        let new = |name: &str| worker(name, "", vec![held(2, "READY")]);
-        // one of ten does not take what all of them take
-        let mut all: Vec<_> = (0..9).map(|n| old(&format!("old-{n}"))).collect();
-        all.push(new("new"));
-        let table = Table::new(all.clone());
-        assert_eq!(table.newest(), Some(2), "it is the newest none the less");
-        assert!((800..1200).contains(&share(&table, 2)), "{}", share(&table, 2));
-        // who holds both answers with the newer one; who does not answer yet, or takes no more, has no part
-        let both = worker("both", "", vec![held(1, "READY"), held(2, "READY")]);
-        assert_eq!(share(&Table::new(vec![both.clone(), new("b")]), 2), 10_000);
-        assert!((4000..6000).contains(&share(&Table::new(vec![both, old("a")]), 2)));
-        assert_eq!(share(&Table::new(vec![worker("loading", "", vec![held(2, "LOADING")]), old("a")]), 1), 10_000);
-        all[9].seen.refuses();
-        assert_eq!(share(&Table::new(all), 1), 10_000);
-        assert_eq!(Table::new(Vec::new()).choose_version(&mut rng()), None);
     }
 
     #[tokio::test(start_paused = true)]
@@ -439,17 +341,6 @@ mod tests {
         assert_eq!(picked(), "near", "no slower");
         (0..3).for_each(|_| near.seen.started());
         assert_eq!(picked(), "far");
-    }
-
-    #[tokio::test]
-    async fn the_newest_version_that_answers_is_served() {
-        let table = Table::new(vec![
-            worker("a", "", vec![held(1, "READY"), held(3, "UNAVAILABLE")]),
-            worker("b", "", vec![held(2, "READY"), held(1, "READY")]),
-        ]);
-        assert_eq!(table.newest(), Some(2));
-        assert_eq!(Table::new(vec![worker("a", "", vec![held(3, "UNAVAILABLE")])]).newest(), Some(3));
-        assert_eq!(Table::default().newest(), None);
     }
 
     #[tokio::test]

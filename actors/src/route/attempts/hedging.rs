@@ -189,3 +189,162 @@ async fn note(call: &Call, answer: impl Future<Output = Result<Reply>>) -> Resul
     }
     answer
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering::Relaxed;
+
+    use sensorium_cluster::membership::{Held, Policy, Registration};
+
+    use super::super::super::client::tests::Slow;
+    use super::super::super::handle::Route;
+    use super::super::super::table::Table;
+    use super::super::tests::unavailable;
+    use super::*;
+    use crate::admission::{Admission, Options};
+
+    fn publish(route: &Route, policy: &Policy, first: &Arc<Slow>, second: &Arc<Slow>) {
+        let policy = policy.clone();
+        let held = Held { name: "m".into(), version: 1, state: "READY".into(), policy, ..Held::default() };
+        let registration = Registration { models: vec![held], ..Registration::default() };
+        let candidate = |client: &Arc<Slow>| Arc::new(Candidate::new(&registration, "m", client.clone(), None));
+        let all = vec![candidate(first), candidate(second)];
+        all[1].seen.started();
+        route.publish(Table::new(all));
+    }
+
+    /// One hedged request of a model whose requests take 10 ms. The first worker is the less loaded one.
+    async fn hedged(policy: &Policy, first: &Arc<Slow>, second: &Arc<Slow>) -> Result<Reply> {
+        let route = Arc::new(Route::new("m"));
+        let policy = Policy { hedge_percentile: 90.0, ..policy.clone() };
+        (0..50).for_each(|_| route.latencies.record(Duration::from_millis(10), 1.0));
+        publish(&route, &policy, first, second);
+        let (request, context) = (Request::of_bytes("m", "text", ""), Context::default());
+        let admission = Admission::new(Options::bound(8));
+        let mut attempts = Attempts::new(route, "".into(), &admission, &request, &context)?;
+        attempts.infer(&request, &context).await
+    }
+
+    fn told(worker: &Slow) -> (usize, usize) {
+        (worker.begun.load(Relaxed), worker.ended.load(Relaxed))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_sooner_answer_wins_and_the_other_call_is_cancelled() {
+        let (quick, idle) = (Slow::new("quick", 9, None), Slow::new("idle", 5, None));
+        hedged(&Policy::default(), &quick, &idle).await.unwrap();
+        assert_eq!((told(&quick), told(&idle)), ((1, 1), (0, 0)), "there was no need of a hedge");
+        let (slow, hedge) = (Slow::new("slow", 1000, None), Slow::new("hedge", 5, None));
+        let begun = Instant::now();
+        hedged(&Policy::default(), &slow, &hedge).await.unwrap();
+        assert!(begun.elapsed() < Duration::from_millis(30), "{:?}", begun.elapsed());
+        assert_eq!((told(&slow), told(&hedge)), ((1, 0), (1, 1)));
+        let (late, later) = (Slow::new("late", 100, None), Slow::new("later", 1000, None));
+        hedged(&Policy::default(), &late, &later).await.unwrap();
+        assert_eq!((told(&late), told(&later)), ((1, 1), (1, 0)));
+    }
+
+    /// A request of a model that takes 10 ms and wants no hedges, with so many milliseconds to go.
+    async fn asked(policy: &Policy, first: &Arc<Slow>, second: &Arc<Slow>, deadline: u64) -> Result<Reply> {
+        let route = Arc::new(Route::new("m"));
+        (0..50).for_each(|_| route.latencies.record(Duration::from_millis(10), 1.0));
+        publish(&route, policy, first, second);
+        let deadline = Some(Instant::now() + Duration::from_millis(deadline));
+        let (request, context) = (Request::of_bytes("m", "text", ""), Context { deadline, ..Context::default() });
+        let admission = Admission::new(Options::bound(8));
+        let mut attempts = Attempts::new(route, "".into(), &admission, &request, &context)?;
+        context.bound("waiting", attempts.infer(&request, &context)).await
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_worker_that_says_nothing_is_not_waited_for() {
+        let once = Policy { idempotent: false, ..Policy::default() };
+        // a frozen worker, by default, within half a second
+        let (frozen, other) = (Slow::new("frozen", 60_000, None), Slow::new("other", 10, None));
+        asked(&Policy::default(), &frozen, &other, 500).await.unwrap();
+        assert_eq!((told(&frozen), told(&other)), ((1, 0), (1, 1)));
+        // also where the deadline leaves little more than two requests take
+        let (frozen, other) = (Slow::new("frozen", 60_000, None), Slow::new("other", 10, None));
+        asked(&Policy::default(), &frozen, &other, 80).await.unwrap();
+        // one that takes a little longer is waited for
+        let (slow, other) = (Slow::new("slow", 60, None), Slow::new("other", 10, None));
+        asked(&Policy::default(), &slow, &other, 500).await.unwrap();
+        assert_eq!((told(&slow), told(&other)), ((1, 1), (0, 0)));
+        // and so is one that does what must be done once
+        let (frozen, other) = (Slow::new("frozen", 60_000, None), Slow::new("other", 10, None));
+        assert_eq!(asked(&once, &frozen, &other, 500).await.unwrap_err().code(), "deadline_exceeded");
+        assert_eq!(told(&other), (0, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_budget_of_retries_pays_for_hedges_and_a_worker_that_answers_others_is_there() {
+        let (request, context) = (Request::of_bytes("m", "text", ""), Context::default());
+        let admission = Admission::new(Options::bound(8));
+        let route = |slow: &Arc<Slow>, other: &Arc<Slow>| {
+            let route = Arc::new(Route::new("m"));
+            (0..50).for_each(|_| route.latencies.record(Duration::from_millis(10), 1.0));
+            publish(&route, &Policy::default(), slow, other);
+            route
+        };
+        let attempts = |route: Arc<Route>| Attempts::new(route, "".into(), &admission, &request, &context).unwrap();
+        let workers = || (Slow::new("slow", 250, None), Slow::new("other", 10, None));
+
+        // the same worker goes on answering others: this request takes long
+        let (slow, other) = workers();
+        let answering = route(&slow, &other);
+        let seen = answering.table().candidates()[0].seen.clone();
+        let answers = async {
+            loop {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                seen.heard();
+            }
+        };
+        let mut one = attempts(answering);
+        tokio::select! {
+            answer = one.infer(&request, &context) => drop(answer.unwrap()),
+            () = answers => {}
+        }
+        assert_eq!((told(&slow), told(&other)), ((1, 1), (0, 0)));
+
+        let (slow, other) = workers();
+        let poor = route(&slow, &other);
+        while poor.withdraw() {}
+        attempts(poor).infer(&request, &context).await.unwrap();
+        assert_eq!((told(&slow), told(&other)), ((1, 1), (0, 0)), "there was nothing to pay it from");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_worker_that_no_longer_holds_the_model_does_not_make_it_unknown() {
+        let unknown = || Error::NotFound { what: "model 'm'".into(), known: String::new() };
+        let (first, second) = (Slow::new("first", 1, Some(unknown)), Slow::new("second", 1, Some(unknown)));
+        let error = hedged(&Policy::default(), &first, &second).await.unwrap_err();
+        assert!(matches!(error, Error::Unavailable { reason: "NO_WORKER", .. }), "{error:?}");
+        assert_eq!((told(&first), told(&second)), ((1, 1), (1, 1)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failure_leaves_the_answer_to_the_other_call() {
+        let lost = || unavailable("WORKER_LOST");
+        let (first, hedge) = (Slow::new("first", 50, Some(lost)), Slow::new("hedge", 100, None));
+        hedged(&Policy::default(), &first, &hedge).await.unwrap();
+        assert_eq!((told(&first), told(&hedge)), ((1, 1), (1, 1)), "the hedge goes on");
+        let (first, hedge) = (Slow::new("first", 100, None), Slow::new("hedge", 50, Some(lost)));
+        hedged(&Policy::default(), &first, &hedge).await.unwrap();
+        assert_eq!((told(&first), told(&hedge)), ((1, 1), (1, 1)), "the first goes on");
+        let poison = || Error::invalid("text", "bad");
+        let (first, hedge) = (Slow::new("first", 50, Some(poison)), Slow::new("hedge", 1000, None));
+        assert_eq!(hedged(&Policy::default(), &first, &hedge).await.unwrap_err().code(), "invalid_argument");
+        assert_eq!(told(&hedge), (1, 0), "it would fail there, too");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_must_be_done_once_is_neither_hedged_nor_tried_again() {
+        let once = Policy { idempotent: false, ..Policy::default() };
+        let (slow, idle) = (Slow::new("slow", 1000, Some(|| unavailable("WORKER_LOST"))), Slow::new("idle", 5, None));
+        assert_eq!(hedged(&once, &slow, &idle).await.unwrap_err().code(), "unavailable");
+        assert_eq!((told(&slow), told(&idle)), ((1, 1), (0, 0)));
+        let (slow, idle) = (Slow::new("slow", 20, Some(|| unavailable("UNREACHABLE"))), Slow::new("idle", 5, None));
+        hedged(&once, &slow, &idle).await.unwrap();
+        assert_eq!(told(&idle), (1, 1), "what never reached a worker was not done");
+    }
+}

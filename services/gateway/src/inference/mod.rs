@@ -2,6 +2,7 @@
 
 mod codec;
 mod contents;
+mod convert;
 mod metadata;
 mod order;
 mod service;
