@@ -118,9 +118,9 @@ mod tests {
         assert!((800..1200).contains(&share(&versions, 2)), "{}", share(&versions, 2));
         // who holds both answers with the newer one; who does not answer yet, or takes no more, has no part
         let both = worker("both", "", vec![held(1, "READY"), held(2, "READY")]);
-        assert_eq!(share(&Versions::of(&vec![both.clone(), new("b")]), 2), 10_000);
-        assert!((4000..6000).contains(&share(&Versions::of(&vec![both, old("a")]), 2)));
-        assert_eq!(share(&Versions::of(&vec![worker("loading", "", vec![held(2, "LOADING")]), old("a")]), 1), 10_000);
+        assert_eq!(share(&Versions::of(&[both.clone(), new("b")]), 2), 10_000);
+        assert!((4000..6000).contains(&share(&Versions::of(&[both, old("a")]), 2)));
+        assert_eq!(share(&Versions::of(&[worker("loading", "", vec![held(2, "LOADING")]), old("a")]), 1), 10_000);
         all[9].seen.refuses();
         assert_eq!(share(&Versions::of(&all), 1), 10_000);
         assert_eq!(Versions::default().choose(&mut rng()), None);
@@ -128,12 +128,12 @@ mod tests {
 
     #[tokio::test]
     async fn the_newest_version_that_answers_is_served() {
-        let versions = Versions::of(&vec![
+        let versions = Versions::of(&[
             worker("a", "", vec![held(1, "READY"), held(3, "UNAVAILABLE")]),
             worker("b", "", vec![held(2, "READY"), held(1, "READY")]),
         ]);
         assert_eq!(versions.newest(), Some(2));
-        assert_eq!(Versions::of(&vec![worker("a", "", vec![held(3, "UNAVAILABLE")])]).newest(), Some(3));
+        assert_eq!(Versions::of(&[worker("a", "", vec![held(3, "UNAVAILABLE")])]).newest(), Some(3));
         assert_eq!(Versions::default().newest(), None);
     }
 }
