@@ -1,5 +1,7 @@
 //! A worker as a route sees it.
 
+use std::time::Duration;
+
 use futures::future::BoxFuture;
 
 use crate::error::Result;
@@ -14,6 +16,11 @@ pub trait Client: Send + Sync {
     /// Whether the worker can be reached, as far as is known. A route asks others first.
     fn is_reachable(&self) -> bool {
         true
+    }
+
+    /// For how long it has said nothing at all, about whatever model, as far as is known.
+    fn silent_for(&self) -> Duration {
+        Duration::MAX
     }
 
     /// Its calls wait far longer than they ever did: it is asked whether it is there, and others are called until it says

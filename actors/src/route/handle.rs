@@ -209,7 +209,7 @@ impl Call {
 
     /// For how long nothing has been heard of the worker, by this call or by others that came later.
     pub fn silent_for(&self) -> Duration {
-        self.candidate.seen.silent_for(self.started.elapsed())
+        self.candidate.seen.silent_for(self.started.elapsed()).min(self.candidate.client.silent_for())
     }
 
     /// How long it has been in work.

@@ -37,6 +37,8 @@ pub(crate) struct Line {
     /// When it was last called, in milliseconds after `born`.
     used: AtomicU64,
     reachable: AtomicBool,
+    /// When the worker last answered, in milliseconds after `born`.
+    heard: AtomicU64,
     /// A call has suspected the worker: it is asked at once.
     suspected: Arc<Notify>,
 }
@@ -56,6 +58,7 @@ impl Line {
             born: Instant::now(),
             used: AtomicU64::new(0),
             reachable: AtomicBool::new(reachable),
+            heard: AtomicU64::new(0),
             suspected: Arc::default(),
         })
     }
@@ -86,6 +89,16 @@ impl Line {
     /// Whether the worker can be reached, as its calls have told.
     pub(crate) fn is_reachable(&self) -> bool {
         self.reachable.load(Relaxed)
+    }
+
+    /// The worker has answered a call.
+    pub(crate) fn heard(&self) {
+        self.heard.store(self.now(), Relaxed);
+    }
+
+    /// For how long the worker has answered nothing.
+    pub(crate) fn silent_for(&self) -> Duration {
+        Duration::from_millis(self.now().saturating_sub(self.heard.load(Relaxed)))
     }
 
     /// A call could not reach it. Returns whether that is news. A long call may have outlived the line: it is opened anew,
@@ -140,6 +153,7 @@ async fn watch_over(line: Weak<Line>, connection: Connection) {
         };
         missed = if there { 0 } else { missed + 1 };
         if there {
+            line.heard();
             line.reachable.store(true, Relaxed);
         } else if missed >= 2 {
             line.reachable.store(false, Relaxed);
@@ -241,5 +255,6 @@ mod tests {
             }
         };
         tokio::time::timeout(Duration::from_secs(30), back).await.expect("it answers");
+        assert!(line.silent_for() < line.born.elapsed(), "and was heard");
     }
 }

@@ -86,6 +86,9 @@ struct Reach {
 impl Reach {
     /// The worker's error, or the transport's, which makes the worker suspect.
     fn error(&self, status: &Status, context: &Context) -> Error {
+        if error::is_answer(status) {
+            self.line.heard();
+        }
         let error = error::from_status(&self.worker, status);
         if let Error::Unavailable { reason: "UNREACHABLE" | "WORKER_LOST", .. } = &error {
             if context.expired() {
@@ -189,7 +192,9 @@ impl Client for RemoteMember {
     fn infer<'a>(&'a self, request: &'a Request, context: &'a Context) -> BoxFuture<'a, Result<Reply>> {
         async move {
             let answer = self.client().infer(outgoing(request, context)).await;
-            convert::reply_from(answer.map_err(|status| self.reach.error(&status, context))?.into_inner())
+            let answer = answer.map_err(|status| self.reach.error(&status, context))?;
+            self.reach.line.heard();
+            convert::reply_from(answer.into_inner())
         }
         .boxed()
     }
@@ -200,7 +205,11 @@ impl Client for RemoteMember {
             let parts = answer.map_err(|status| self.reach.error(&status, &context))?.into_inner();
             let reach = self.reach.clone();
             Ok(parts
-                .map(move |part| convert::reply_from(part.map_err(|status| reach.error(&status, &context))?))
+                .map(move |part| {
+                    let part = part.map_err(|status| reach.error(&status, &context))?;
+                    reach.line.heard();
+                    convert::reply_from(part)
+                })
                 .boxed())
         }
         .boxed()

@@ -168,13 +168,16 @@ async fn redis_may_speak_tls_and_ask_for_a_certificate() {
     uses(&redis, &format!("rediss://{secure}"), &settings, async || stored(&redis).await).await;
 }
 
-/// Says a word to Redis, and gives its answer.
+/// Says a word to Redis, and gives its answer. A Redis that is promoted ends its connections: it is asked again.
 async fn say(redis: &Outside, words: &str) -> String {
-    let mut stream = TcpStream::connect(redis.address()).await.unwrap();
-    stream.write_all(format!("{words}\r\n").as_bytes()).await.unwrap();
-    let mut answer = vec![0; 4096];
-    let length = stream.read(&mut answer).await.unwrap();
-    String::from_utf8_lossy(&answer[..length]).trim().to_owned()
+    eventually("redis answers", async || {
+        let mut stream = TcpStream::connect(redis.address()).await.ok()?;
+        stream.write_all(format!("{words}\r\n").as_bytes()).await.ok()?;
+        let mut answer = vec![0; 4096];
+        let length = stream.read(&mut answer).await.ok().filter(|length| *length > 0)?;
+        Some(String::from_utf8_lossy(&answer[..length]).trim().to_owned())
+    })
+    .await
 }
 
 async fn stored(redis: &Outside) -> u64 {

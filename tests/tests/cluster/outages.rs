@@ -100,10 +100,15 @@ async fn a_worker_is_not_ready_before_the_register_knows_its_models() {
         (worker.log().matches("replica ready").count() == models.len()).then_some(())
     })
     .await;
-    // well below the time after which it takes etcd to be out of reach
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    let (status, _) = get(cluster.workers[0].http, "/readyz").await.unwrap();
-    assert_eq!(status, 503, "nobody can know of its models yet");
+    // nobody can know of its models yet: until it takes etcd to be out of reach it is not ready
+    loop {
+        let (status, _) = get(cluster.workers[0].http, "/readyz").await.unwrap();
+        if worker.log().contains("the register is out of reach") {
+            break;
+        }
+        assert_eq!(status, 503, "{}", worker.log());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     cluster.etcd.process().signal("CONT");
     cluster.ready().await;
     client.infer(chaos("identity", 0.0, 0.0).deadline(20_000)).await.unwrap();

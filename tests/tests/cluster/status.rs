@@ -60,11 +60,12 @@ async fn every_gateway_has_its_say_whichever_is_asked() {
     calls.iter().for_each(tokio::task::JoinHandle::abort);
 
     cluster.gateways[0].process.signal("STOP");
-    let told = status(&cluster, 1).await;
+    // both before its lease ends
+    let server = format!("http://{}", cluster.gateways[1].grpc);
+    let arguments = ["status", "--server", &server];
+    let (told, (_, text, _)) = tokio::join!(status(&cluster, 1), Server::verb(&arguments));
     assert_eq!(told["gateways_silent"], serde_json::json!(["gateway-0"]), "{told}");
     assert_eq!(node(&told, "gateway-0")["in_flight"], Value::Null);
-    let server = format!("http://{}", cluster.gateways[1].grpc);
-    let (_, text, _) = Server::verb(&["status", "--server", &server]).await;
     assert!(text.contains("without gateway-0"), "{text}");
     cluster.gateways[0].process.signal("CONT");
 }

@@ -134,7 +134,7 @@ impl Attempts {
             return;
         }
         tokio::time::sleep(ANSWERS).await;
-        if client.is_reachable() {
+        if client.is_reachable() || client.silent_for() < ANSWERS {
             return std::future::pending().await;
         }
         let (worker, model, seconds) = (client.name(), &self.route.model, call.elapsed().as_secs_f64());
