@@ -42,7 +42,17 @@ impl Worker {
     /// loaded before answers until then, and goes on answering if the new ones cannot be loaded.
     ///
     /// A caller who goes away while other models are loaded has begun nothing; later, the load goes on without the caller.
+    /// A model that was not there before and cannot be loaded leaves the worker as ready as it was.
     pub async fn load(&self, model: &str, overriding: Option<Manifest>) -> Result<()> {
+        let is_new = self.versions.of_model(model).is_empty() && !self.broken.read().contains_key(model);
+        let loaded = self.load_to_the_end(model, overriding).await;
+        if loaded.is_err() && is_new {
+            self.versions.of_model(model).iter().for_each(|served| served.set_rejected());
+        }
+        loaded
+    }
+
+    async fn load_to_the_end(&self, model: &str, overriding: Option<Manifest>) -> Result<()> {
         let turn = self.changing.clone().lock_owned().await;
         let (worker, model) = (self.clone(), model.to_owned());
         to_its_end(async move {
@@ -56,7 +66,7 @@ impl Worker {
     /// The same for a model that is to be served from the start: if it cannot be begun, that is known, is told to whoever
     /// asks for the model, and the worker tries again.
     pub async fn load_from_the_start(&self, model: &str) -> Result<()> {
-        let loaded = self.load(model, None).await;
+        let loaded = self.load_to_the_end(model, None).await;
         if let Err(why) = &loaded
             && self.versions.of_model(model).is_empty()
         {

@@ -174,7 +174,7 @@ impl Worker {
             lost.insert(name, broken.why.to_string());
         }
         // versions of a model stand side by side: the reason of its newest, unless an older one answers
-        for served in versions.iter().filter(|served| served.manifest.required) {
+        for served in versions.iter().filter(|served| served.manifest.required && !served.is_rejected()) {
             let down = match served.status() {
                 Status::Quarantined(why) | Status::Waiting(why) => Some(why),
                 Status::Ready | Status::Loading | Status::Unloading => None,

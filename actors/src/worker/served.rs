@@ -108,6 +108,7 @@ pub struct Served {
     unloadable: Mutex<BTreeMap<usize, String>>,
     comes_back: AtomicBool,
     is_trial: AtomicBool,
+    is_rejected: AtomicBool,
     in_flight: AtomicUsize,
 }
 
@@ -133,6 +134,7 @@ impl Served {
             unloadable: Mutex::default(),
             comes_back: AtomicBool::new(false),
             is_trial: AtomicBool::new(false),
+            is_rejected: AtomicBool::new(false),
             in_flight: AtomicUsize::new(0),
         }
     }
@@ -227,6 +229,16 @@ impl Served {
     /// Whether it is such a one.
     pub fn is_trial(&self) -> bool {
         self.is_trial.load(Ordering::Acquire)
+    }
+
+    /// Marks the version as one whose load an operator was refused: nobody has come to rely on it.
+    pub fn set_rejected(&self) {
+        self.is_rejected.store(true, Ordering::Release);
+    }
+
+    /// Whether it is such a one. The worker is ready without it.
+    pub fn is_rejected(&self) -> bool {
+        self.is_rejected.load(Ordering::Acquire)
     }
 
     /// Changes the status, and wakes those who wait for it.

@@ -37,6 +37,9 @@ const PREFACE: usize = 24;
 /// Frames for streams that were ended here, over the life of a connection. A caller whose message is refused half way has
 /// the rest of it under way, and so have all others that a proxy carries.
 const RESETS: usize = 1 << 20;
+/// Calls that were reset before they were looked at. All that a caller has sent since is read at one go, so on a busy
+/// machine a storm of cancellations is that long; each costs its headers until then.
+const PENDING_RESETS: usize = 1 << 13;
 /// Of a connection's age, the part by which two of them may differ: clients that came together do not leave together.
 const JITTER: f64 = 0.2;
 
@@ -144,7 +147,7 @@ where
         .initial_connection_window_size(CONNECTION_WINDOW)
         .initial_stream_window_size(STREAM_WINDOW)
         .max_concurrent_streams(limits.streams)
-        .max_pending_accept_reset_streams(usize::try_from(limits.streams).unwrap_or(usize::MAX))
+        .max_pending_accept_reset_streams(PENDING_RESETS)
         .max_local_error_reset_streams(RESETS)
         .max_header_list_size(limits.header_bytes)
         .max_send_buf_size(SEND_BUFFER)

@@ -28,7 +28,13 @@ async fn decoded_images_share_a_bounded_room() {
     let server = Server::start(options).await;
     let client = server.client().await;
     let ask = |side: u32, count: usize| Ask::of("eye").bytes("image", &vec![bitmap(side); count]);
-    client.infer(ask(64, 1)).await.unwrap();
+    // the model's own memory grows with its first batches, of any size
+    for count in [1, 2, 4, 8] {
+        join_all((0..4).map(|_| client.infer(ask(64, count))))
+            .await
+            .into_iter()
+            .for_each(|answer| drop(answer.unwrap()));
+    }
     let neighbours = Neighbours::beside(&server).await;
 
     // 64 million pixels are within the model's limit, and alone more than the process has room for
