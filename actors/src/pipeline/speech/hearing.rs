@@ -56,7 +56,7 @@ pub(super) struct Hearing {
 /// What was heard at one go.
 pub(super) struct Part {
     pub(super) transcript: Transcript,
-    pub(super) language: Option<String>,
+    pub(super) language: String,
     pub(super) avg_logprob: f32,
     pub(super) no_speech_prob: f32,
     pub(super) compression_ratio: f32,
@@ -92,7 +92,7 @@ impl Hypothesis {
         let language = whole(language.to_i64().map_err(unexpected)?)?;
         let part = Part {
             transcript: Transcript::default(),
-            language: Some(speech.language_code(language).to_owned()),
+            language: speech.language_code(language).to_owned(),
             avg_logprob: first(logprob.to_f32().map_err(unexpected)?)?,
             no_speech_prob: first(no_speech.to_f32().map_err(unexpected)?)?,
             compression_ratio: 0.0,
@@ -230,7 +230,7 @@ impl Listener<'_> {
         let again = heard.iter_mut().zip(windows).filter(|(parts, _)| {
             parts.first().is_some_and(|first| {
                 let sure = first.languages.iter().any(|probability| *probability >= SURE_OF_LANGUAGE);
-                first.language.as_deref() != Some(&code) && !sure
+                first.language != code && !sure
             })
         });
         let again = again.map(|(parts, &window)| async move {
@@ -289,11 +289,10 @@ pub(super) async fn hear(
 fn language_of(parts: &[Part]) -> Option<String> {
     let mut spoken: Vec<(&String, f64)> = Vec::new();
     for part in parts {
-        let Some(language) = &part.language else { continue };
         let seconds: f64 = part.transcript.segments.iter().map(|segment| segment.end - segment.start).sum();
-        match spoken.iter_mut().find(|(known, _)| *known == language) {
+        match spoken.iter_mut().find(|(known, _)| **known == part.language) {
             Some((_, sum)) => *sum += seconds,
-            None => spoken.push((language, seconds)),
+            None => spoken.push((&part.language, seconds)),
         }
     }
     let longest = spoken.iter().rev().max_by(|a, b| a.1.total_cmp(&b.1));
@@ -313,7 +312,7 @@ mod tests {
         });
         Part {
             transcript,
-            language: Some(language.to_owned()),
+            language: language.to_owned(),
             avg_logprob: -0.2,
             no_speech_prob: 0.0,
             compression_ratio: 1.0,
