@@ -23,10 +23,10 @@ pub struct InferArgs {
     /// A sentence.
     #[arg(long)]
     text: Option<String>,
-    /// A picture: JPEG, PNG, WebP, GIF, BMP or TIFF.
+    /// A picture: JPEG, PNG, WebP, GIF, BMP, TIFF or JPEG 2000.
     #[arg(long)]
     image: Option<PathBuf>,
-    /// A clip: WAV, FLAC, MP3, OGG/Vorbis, AAC or M4A.
+    /// A clip: WAV, AIFF, CAF, FLAC, MP3, AAC, M4A, Ogg, WebM or Matroska.
     #[arg(long)]
     audio: Option<PathBuf>,
     /// What to answer. Left out: the text, or what is going on.
