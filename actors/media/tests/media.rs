@@ -18,6 +18,10 @@ mod quirks;
 mod reference;
 #[path = "media/text.rs"]
 mod text;
+#[path = "media/truncated.rs"]
+mod truncated;
+#[path = "media/watch.rs"]
+mod watch;
 
 use std::path::{Path, PathBuf};
 

@@ -95,6 +95,9 @@ fn open(bytes: &[u8]) -> Result<Box<dyn FormatReader + '_>, Error> {
     if let Some(found) = found::refused(content) {
         return Err(refused(found));
     }
+    if let Some(reason) = source::absurd(content) {
+        return Err(Error::UnknownFormat { bytes: bytes.len(), reason: reason.to_owned() });
+    }
     source::open(content).map_err(|fault| match found::no_audio(content) {
         Some(found) => refused(found),
         None => Error::UnknownFormat { bytes: bytes.len(), reason: fault.to_string() },

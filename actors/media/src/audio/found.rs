@@ -7,11 +7,15 @@ use symphonia::core::codecs::audio::well_known as codecs;
 use symphonia::core::formats::well_known as formats;
 use symphonia::core::formats::{FormatId, Track};
 
+use super::track::MAX_CHANNELS;
 use super::wav;
 
 /// A format whose audio is not read, told from its first bytes: it is not searched for what looks like a packet of MP3.
 pub(super) fn refused(bytes: &[u8]) -> Option<String> {
     if let Some(wav) = wav::read(bytes) {
+        if !(1..=MAX_CHANNELS).contains(&usize::from(wav.channels)) {
+            return Some(format!("WAV of {} channels, of which 1 to {MAX_CHANNELS} are read", wav.channels));
+        }
         let codec = match wav.tag {
             wav::PCM | wav::FLOAT | wav::ADPCM_MS | wav::ADPCM_IMA | wav::A_LAW | wav::MU_LAW => return None,
             wav::MP3 | wav::MPEG => return None,

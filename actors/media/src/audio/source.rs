@@ -25,6 +25,35 @@ pub(super) fn open(bytes: &[u8]) -> Result<Box<dyn FormatReader + '_>, Fault> {
     }
 }
 
+/// Why a header is not shown to a demuxer whose arithmetic it would overflow (symphonia 0.6.1).
+pub(super) fn absurd(bytes: &[u8]) -> Option<&'static str> {
+    let number = |at: usize| bytes.get(at..at + 4)?.try_into().ok().map(u32::from_be_bytes);
+    let few = |channels: u32| (1..=32).contains(&channels);
+    match bytes.get(..4)? {
+        _ if wav::is_wav(bytes) => wav::read(bytes).is_none().then_some("a WAV without a format or without samples"),
+        // The description is the first chunk: bytes and frames of a packet, channels, bits (Core Audio Format
+        // Specification 1.0).
+        b"caff" => {
+            let [size, frames, channels, bits] = [number(36)?, number(40)?, number(44)?, number(48)?];
+            let linear = bytes.get(28..32)? != b"lpcm"
+                || (size == channels.saturating_mul(bits / 8) && (8..=64).contains(&bits));
+            let sound = few(channels) && size < 1 << 20 && frames < 1 << 20 && linear;
+            (!sound).then_some("a CAF whose description contradicts itself")
+        }
+        b"FORM" if matches!(bytes.get(8..12)?, b"AIFF" | b"AIFC") => {
+            // channels, frames and bits ("Audio Interchange File Format 1.3", Apple 1989)
+            let mut at = 12;
+            while bytes.get(at..at + 4)? != b"COMM" {
+                let size = usize::try_from(number(at + 4)?).ok()?;
+                at = at.checked_add(8)?.checked_add(size.checked_next_multiple_of(2)?)?;
+            }
+            let (channels, bits) = (number(at + 8)? >> 16, number(at + 12)? & 0xffff);
+            (!few(channels) || bits > 64).then_some("an AIFF whose description contradicts itself")
+        }
+        _ => None,
+    }
+}
+
 fn probe<'a>(source: Box<dyn MediaSource + 'a>) -> Result<Box<dyn FormatReader + 'a>, Fault> {
     let stream = MediaSourceStream::new(source, Default::default());
     symphonia::default::get_probe().probe(&Hint::new(), stream, FormatOptions::default(), MetadataOptions::default())

@@ -15,6 +15,7 @@ pub(super) struct Wav<'a> {
     pub(super) data: &'a [u8],
     /// What they are coded as, in `mmreg.h`'s numbers; of an extensible one, its sub-format.
     pub(super) tag: u16,
+    pub(super) channels: u16,
 }
 
 pub(super) const PCM: u16 = 1;
@@ -30,10 +31,14 @@ const EXTENSIBLE: u16 = 0xfffe;
 /// Behind the number of a sub-format, in all of those that stand for a tag.
 const GUID_TAIL: [u8; 14] = [0, 0, 0, 0, 0x10, 0, 0x80, 0, 0, 0xaa, 0, 0x38, 0x9b, 0x71];
 
+/// Whether it begins as a WAV does.
+pub(super) fn is_wav(bytes: &[u8]) -> bool {
+    matches!(bytes.get(..4), Some(b"RIFF" | b"RF64" | b"BW64")) && bytes.get(8..12) == Some(b"WAVE")
+}
+
 /// Reads a WAV's chunks. Nothing for what is no WAV, or has no format or no samples.
 pub(super) fn read(bytes: &[u8]) -> Option<Wav<'_>> {
-    let form = bytes.get(..4)?;
-    if !matches!(form, b"RIFF" | b"RF64" | b"BW64") || bytes.get(8..12)? != b"WAVE" {
+    if !is_wav(bytes) {
         return None;
     }
     let mut format = None;
@@ -48,7 +53,12 @@ pub(super) fn read(bytes: &[u8]) -> Option<Wav<'_>> {
                 let format = Format::read(format?)?;
                 let long = long_data.filter(|_| size == u32::MAX).and_then(|size| body.get(..size));
                 let data = long.or(inside).filter(|data| !data.is_empty() || begins_chunk(body)).unwrap_or(body);
-                return Some(Wav { header: format.header(data.len()), data, tag: format.tag });
+                return Some(Wav {
+                    header: format.header(data.len()),
+                    data,
+                    tag: format.tag,
+                    channels: format.channels,
+                });
             }
             b"fmt " => format = Some(inside.unwrap_or(body)),
             // the size of `data` in 64 bits, behind that of the whole

@@ -23,7 +23,7 @@ pub struct InferArgs {
     /// A sentence.
     #[arg(long)]
     text: Option<String>,
-    /// A picture: JPEG, PNG, WebP, GIF, BMP, TIFF or JPEG 2000.
+    /// A picture: JPEG, PNG, WebP, GIF, BMP or TIFF.
     #[arg(long)]
     image: Option<PathBuf>,
     /// A clip: WAV, AIFF, CAF, FLAC, MP3, AAC, M4A, Ogg, WebM or Matroska.
