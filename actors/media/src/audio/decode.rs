@@ -156,9 +156,10 @@ fn decode_unguarded(bytes: &[u8], limits: &Limits) -> Result<Clip, Error> {
         let why = last_fault.map(|fault| format!(", the last: {fault}")).unwrap_or_default();
         return Err(undecodable(format!("{corrupt} of {} packets are corrupt{why}", good + corrupt)));
     }
+    let clip = mix.into_clip(heard.discard);
     match last_fault {
-        Some(fault) if mix.is_empty() => Err(undecodable(fault.to_string())),
-        None if mix.is_empty() => Err(Error::Silent { codec, bytes: bytes.len() }),
-        _ => Ok(mix.into_clip(heard.discard)),
+        Some(fault) if clip.samples.is_empty() => Err(undecodable(fault.to_string())),
+        None if clip.samples.is_empty() => Err(Error::Silent { codec, bytes: bytes.len() }),
+        _ => Ok(clip),
     }
 }

@@ -40,6 +40,8 @@ pub(super) struct Mix {
     max_seconds: f64,
     /// Frames that are still to be left out.
     skip: usize,
+    /// Frames of the last packet.
+    last: usize,
     /// Interleaved samples of one packet, kept for the next.
     packet: Vec<f32>,
     /// Interleaved samples that are not mixed yet, less than a block of them.
@@ -52,11 +54,7 @@ impl Mix {
     pub(super) fn new(max_seconds: f64, codec: &'static str, skip: usize) -> Self {
         let layout = Layout::of(&Channels::None);
         let (samples, packet, block) = Default::default();
-        Self { samples, sample_rate: 0, channels: 0, codec, max_seconds, skip, packet, block, layout }
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.samples.is_empty() && self.block.is_empty()
+        Self { samples, sample_rate: 0, channels: 0, codec, max_seconds, skip, last: 0, packet, block, layout }
     }
 
     /// Adds a packet's first `frames`.
@@ -84,6 +82,7 @@ impl Mix {
         let frames = frames.min(buffer.frames());
         let skipped = self.skip.min(frames);
         self.skip -= skipped;
+        self.last = frames - skipped;
         let waiting = self.block.len() / count;
         if (self.samples.len() + waiting + frames - skipped) as f64 > self.max_seconds * f64::from(rate) {
             return Err(Error::TooLong { limit: self.max_seconds });
@@ -119,10 +118,11 @@ impl Mix {
         }
     }
 
-    /// The clip, without the last `discard` nanoseconds.
+    /// The clip, without the last `discard` nanoseconds, which belong to the last packet.
     pub(super) fn into_clip(mut self, discard: u64) -> Clip {
         self.flush();
         let frames = (discard as f64 * 1e-9 * f64::from(self.sample_rate)).round() as usize;
+        let frames = frames.min(self.last);
         self.samples.truncate(self.samples.len().saturating_sub(frames));
         Clip {
             seconds: self.samples.len() as f64 / f64::from(self.sample_rate),

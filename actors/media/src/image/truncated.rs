@@ -58,8 +58,7 @@ fn png(bytes: &[u8]) -> Option<Cut> {
     let mut inflater = Decompress::new(true);
     let mut page = vec![0; 32 << 10];
     let mut at = 8;
-    loop {
-        let Some(length) = big(at, 4) else { break };
+    while let Some(length) = big(at, 4) {
         let body = bytes.get(at + 8..).unwrap_or_default();
         let length = usize::try_from(length).ok()?;
         let here = &body[..length.min(body.len())];

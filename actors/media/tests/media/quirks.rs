@@ -26,8 +26,11 @@ fn second(name: &str, bytes: &[u8], slack: f64) {
     assert!(told >= clip.seconds, "{name}: {told} s told, {} s decoded", clip.seconds);
 }
 
+/// Name, the size that is claimed, and what is there.
+type Chunk<'a> = (&'a [u8; 4], u32, &'a [u8]);
+
 /// A file of chunks.
-fn riff(form: &[u8; 4], size: u32, chunks: &[(&[u8; 4], u32, &[u8])]) -> Vec<u8> {
+fn riff(form: &[u8; 4], size: u32, chunks: &[Chunk<'_>]) -> Vec<u8> {
     let chunks = chunks.iter().flat_map(|(name, size, body)| [&name[..], &size.to_le_bytes(), body].concat());
     [&form[..], &size.to_le_bytes(), b"WAVE"].concat().into_iter().chain(chunks).collect()
 }
@@ -37,7 +40,7 @@ fn wav_sizes_that_are_wrong() {
     let good = fixture("wav-s16-8k.wav");
     let (format, data) = (&good[20..36], &good[44..]);
     let all = u32::try_from(data.len()).unwrap();
-    let lists: [&[(&[u8; 4], u32, &[u8])]; 7] = [
+    let lists: [&[Chunk<'_>]; 7] = [
         &[(b"fmt ", 16, format), (b"data", all, data)],
         &[(b"fmt ", 16, format), (b"data", 0, data)],
         &[(b"fmt ", 16, format), (b"data", u32::MAX, data)],
@@ -76,7 +79,7 @@ fn wav_formats_that_are_short_or_extended() {
         let mut format = linear[20..36].to_vec();
         format[..2].copy_from_slice(&[0xfe, 0xff]);
         format.extend([&count.to_le_bytes()[..], &valid.to_le_bytes(), &mask.to_le_bytes(), &[1, 0], &guid].concat());
-        let chunks: [(&[u8; 4], u32, &[u8]); 2] = [(b"fmt ", 40, &format), (b"data", 16_000, &linear[44..])];
+        let chunks: [Chunk<'_>; 2] = [(b"fmt ", 40, &format), (b"data", 16_000, &linear[44..])];
         second(&format!("extensible {count} {valid} {mask:x}"), &riff(b"RIFF", 0, &chunks), 0.0);
     }
     // MP3 in a WAV
@@ -131,6 +134,9 @@ fn what_browsers_record() {
     // what is said of the end counts only if it is said of the end
     let misplaced = replaced(&open, b"\x75\xa2\x84\0\xcd\xfe\x60", b"\xec\x85\0\0\0\0\0", 1);
     assert_eq!(decode(&misplaced, &LIMITS).unwrap().samples.len(), 51 * 960 - 312);
+    // nor more than the last packet holds
+    let endless = replaced(&open, b"\x75\xa2\x84\0\xcd\xfe\x60", b"\x75\xa2\x84\x7f\xff\xff\xff", 1);
+    assert_eq!(decode(&endless, &LIMITS).unwrap().samples.len(), 50 * 960 - 312);
 }
 
 #[test]
