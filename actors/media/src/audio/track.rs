@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use symphonia::core::codecs::audio::well_known::{CODEC_ID_AAC, CODEC_ID_OPUS};
+use symphonia::core::codecs::audio::well_known::{CODEC_ID_AAC, CODEC_ID_OPUS, CODEC_ID_PCM_ALAW, CODEC_ID_PCM_MULAW};
 use symphonia::core::codecs::audio::{AudioCodecParameters, AudioDecoder, AudioDecoderOptions};
 use symphonia::core::codecs::registry::CodecRegistry;
 use symphonia::core::formats::well_known::{FORMAT_ID_ISOMP4, FORMAT_ID_MKV};
@@ -77,7 +77,13 @@ fn open(
             let channels = params.channels.as_ref().map_or(0, |channels| channels.count());
             if channels > 2 { format!("Opus of {channels} channels") } else { "Opus".to_owned() }
         }
-        codec => found::codec(codec),
+        codec => {
+            if matches!(codec, CODEC_ID_PCM_ALAW | CODEC_ID_PCM_MULAW) {
+                // CAF tells those of the file, which the decoder, who knows them, takes for those of the samples
+                (params.bits_per_sample, params.bits_per_coded_sample) = (None, None);
+            }
+            found::codec(codec)
+        }
     };
     let channels = params.channels.as_ref().map_or(0, |channels| channels.count());
     let refused = |why: &str| format!("{} with {name}{why}", found::container(container));

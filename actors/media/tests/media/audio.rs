@@ -47,6 +47,7 @@ fn every_container_gives_the_same_tone() {
         ("s16-8k.aiff", 8_000, 1, "pcm_s16be"),
         ("mulaw-8k.aifc", 8_000, 1, "pcm_mulaw"),
         ("s16-8k.caf", 8_000, 1, "pcm_s16le"),
+        ("alaw-8k.caf", 8_000, 1, "pcm_alaw"),
         ("alac-8k.caf", 8_000, 1, "alac"),
         ("alac-8k.m4a", 8_000, 1, "alac"),
         ("mp2-16k.mp2", 16_000, 1, "mp2"),

@@ -37,13 +37,14 @@ const IMAGES: [&str; 20] = [
     "scene.webp",
 ];
 
-const CLIPS: [&str; 31] = [
+const CLIPS: [&str; 32] = [
     "aac-16k.aac",
     "aac-stereo-44k.m4a",
     "ac3.mp4",
     "adpcm-ima-8k.wav",
     "adpcm-ms-8k.wav",
     "alac-8k.caf",
+    "alaw-8k.caf",
     "alac-8k.m4a",
     "eac3.mkv",
     "flac-16k.flac",
