@@ -1,14 +1,30 @@
 //! Bytes to a container's reader, past what people and programs put before it.
 
 use std::io::{self, Cursor, Read, Seek, SeekFrom};
+use std::sync::LazyLock;
 
 use symphonia::core::errors::Error as Fault;
-use symphonia::core::formats::probe::Hint;
+use symphonia::core::formats::probe::{Hint, Probe};
 use symphonia::core::formats::{FormatOptions, FormatReader};
 use symphonia::core::io::{MediaSource, MediaSourceStream};
 use symphonia::core::meta::MetadataOptions;
+use symphonia::default::formats::{
+    AdtsReader, AiffReader, CafReader, FlacReader, IsoMp4Reader, MkvReader, MpaReader, OggReader, WavReader,
+};
 
+use super::track::MAX_CHANNELS;
 use super::wav;
+
+/// Streams begin anywhere: behind words of a server, or in the middle of a broadcast. Containers have headers, and are
+/// told from their first bytes alone: symphonia's own probe would also find one in the middle of another file.
+static STREAMS: LazyLock<Probe> = LazyLock::new(|| {
+    let mut streams = Probe::new();
+    streams.register_format::<AdtsReader<'_>>();
+    streams.register_format::<FlacReader<'_>>();
+    streams.register_format::<MpaReader<'_>>();
+    streams.register_format::<OggReader<'_>>();
+    streams
+});
 
 /// Opens the container.
 ///
@@ -16,47 +32,88 @@ use super::wav;
 ///
 /// In symphonia's words, if it knows none like this.
 pub(super) fn open(bytes: &[u8]) -> Result<Box<dyn FormatReader + '_>, Fault> {
-    let bytes = without_tags(bytes);
-    match wav::read(bytes) {
-        // MPEG audio in a WAV is a stream of its own
-        Some(wav) if matches!(wav.tag, wav::MP3 | wav::MPEG) => probe(Box::new(Cursor::new(wav.data))),
-        Some(wav) => probe(Box::new(Chained { head: wav.header, body: wav.data, at: 0 })),
-        None => probe(Box::new(Cursor::new(bytes))),
+    if let Some(wav) = wav::read(bytes) {
+        return if matches!(wav.tag, wav::MP3 | wav::MPEG) {
+            // MPEG audio in a WAV is a stream of its own
+            probe(wav.data)
+        } else {
+            let chained = MediaSourceStream::new(
+                Box::new(Chained { head: wav.header, body: wav.data, at: 0 }),
+                Default::default(),
+            );
+            Ok(Box::new(WavReader::try_new(chained, FormatOptions::default())?))
+        };
     }
+    let (source, options) = (stream(bytes), FormatOptions::default());
+    Ok(match (bytes.get(..4).unwrap_or_default(), bytes.get(4..8).unwrap_or_default()) {
+        (b"caff", _) => Box::new(CafReader::try_new(source, options)?),
+        (b"FORM", _) => Box::new(AiffReader::try_new(source, options)?),
+        (b"\x1a\x45\xdf\xa3", _) => Box::new(MkvReader::try_new(source, options)?),
+        (_, b"ftyp" | b"styp" | b"moov" | b"mdat" | b"free" | b"skip" | b"wide" | b"uuid") => {
+            Box::new(IsoMp4Reader::try_new(source, options)?)
+        }
+        _ => return probe(bytes),
+    })
+}
+
+fn stream(bytes: &[u8]) -> MediaSourceStream<'_> {
+    MediaSourceStream::new(Box::new(Cursor::new(bytes)), Default::default())
+}
+
+fn probe(bytes: &[u8]) -> Result<Box<dyn FormatReader + '_>, Fault> {
+    STREAMS.probe(&Hint::new(), stream(bytes), FormatOptions::default(), MetadataOptions::default())
 }
 
 /// Why a header is not shown to a demuxer whose arithmetic it would overflow (symphonia 0.6.1).
 pub(super) fn absurd(bytes: &[u8]) -> Option<&'static str> {
-    let number = |at: usize| bytes.get(at..at + 4)?.try_into().ok().map(u32::from_be_bytes);
-    let few = |channels: u32| (1..=32).contains(&channels);
     match bytes.get(..4)? {
         _ if wav::is_wav(bytes) => wav::read(bytes).is_none().then_some("a WAV without a format or without samples"),
-        // The description is the first chunk: bytes and frames of a packet, channels, bits (Core Audio Format
-        // Specification 1.0).
         b"caff" => {
-            let [size, frames, channels, bits] = [number(36)?, number(40)?, number(44)?, number(48)?];
-            let linear = bytes.get(28..32)? != b"lpcm"
-                || (size == channels.saturating_mul(bits / 8) && (8..=64).contains(&bits));
-            let sound = few(channels) && size < 1 << 20 && frames < 1 << 20 && linear;
+            let mut chunks = chunks(bytes, 8, 8);
+            let sound = chunks.all(|(name, body)| name != b"desc" || sound_caf(body).unwrap_or(false));
             (!sound).then_some("a CAF whose description contradicts itself")
         }
-        b"FORM" if matches!(bytes.get(8..12)?, b"AIFF" | b"AIFC") => {
-            // channels, frames and bits ("Audio Interchange File Format 1.3", Apple 1989)
-            let mut at = 12;
-            while bytes.get(at..at + 4)? != b"COMM" {
-                let size = usize::try_from(number(at + 4)?).ok()?;
-                at = at.checked_add(8)?.checked_add(size.checked_next_multiple_of(2)?)?;
-            }
-            let (channels, bits) = (number(at + 8)? >> 16, number(at + 12)? & 0xffff);
-            (!few(channels) || bits > 64).then_some("an AIFF whose description contradicts itself")
+        b"FORM" => {
+            let mut chunks = chunks(bytes, 12, 4);
+            let sound = chunks.all(|(name, body)| name != b"COMM" || sound_aiff(body).unwrap_or(false));
+            (!sound).then_some("an AIFF whose description contradicts itself")
         }
         _ => None,
     }
 }
 
-fn probe<'a>(source: Box<dyn MediaSource + 'a>) -> Result<Box<dyn FormatReader + 'a>, Fault> {
-    let stream = MediaSourceStream::new(source, Default::default());
-    symphonia::default::get_probe().probe(&Hint::new(), stream, FormatOptions::default(), MetadataOptions::default())
+/// Names of the chunks from there on, and all that follows each name and its length of so many bytes.
+fn chunks(bytes: &[u8], from: usize, length: usize) -> impl Iterator<Item = (&[u8], &[u8])> {
+    let mut at = Some(from);
+    std::iter::from_fn(move || {
+        let header = bytes.get(at?..)?;
+        let (name, body) = (header.get(..4)?, header.get(4 + length..)?);
+        let size = header[4..4 + length].iter().fold(0_u64, |size, byte| (size << 8) | u64::from(*byte));
+        // those of AIFF are padded to even lengths
+        let size =
+            usize::try_from(size).ok().map(|size| if length == 4 { size.saturating_add(size % 2) } else { size });
+        at = size.and_then(|size| at?.checked_add(4 + length)?.checked_add(size));
+        Some((name, body))
+    })
+}
+
+/// Bytes and frames of a packet, channels, bits (Core Audio Format Specification 1.0).
+fn sound_caf(description: &[u8]) -> Option<bool> {
+    let number = |at: usize| description.get(at..at + 4)?.try_into().ok().map(u32::from_be_bytes);
+    let [size, frames, channels, bits] = [number(16)?, number(20)?, number(24)?, number(28)?];
+    let packed = size == channels.saturating_mul(bits / 8) && (8..=64).contains(&bits);
+    let linear = description.get(8..12)? == b"lpcm";
+    Some(few(channels) && size < 1 << 20 && frames < 1 << 20 && (packed || !linear))
+}
+
+/// Channels, frames, bits ("Audio Interchange File Format 1.3", Apple 1989).
+fn sound_aiff(common: &[u8]) -> Option<bool> {
+    let number = |at: usize| common.get(at..at + 2)?.try_into().ok().map(u16::from_be_bytes);
+    Some(few(number(0)?.into()) && number(6)? <= 64)
+}
+
+fn few(channels: u32) -> bool {
+    (1..=MAX_CHANNELS).contains(&(channels as usize))
 }
 
 /// What follows the ID3v2 tags, of which some files have several (ID3v2.4, 3.1 and 3.4). A cover picture alone may be

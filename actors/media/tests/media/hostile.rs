@@ -171,6 +171,13 @@ fn audio_headers_that_overflow() {
         caf[at..at + 4].copy_from_slice(&value.to_be_bytes());
         assert!(decode_clip(&caf).is_err(), "{value} at {at}");
     }
+    // nor where a container lies in the middle of another file, which is not that container
+    let mut inner = caf.clone();
+    inner[36..40].copy_from_slice(&u32::MAX.to_be_bytes());
+    assert!(decode_clip(&[b"#!/bin/sh\n", &inner[..]].concat()).is_err());
+    let mut twice = caf[..52].to_vec();
+    twice.extend(&inner[8..]);
+    assert!(decode_clip(&twice).is_err());
     let aiff = fixture("s16-8k.aiff");
     let common = aiff.windows(4).position(|name| name == b"COMM").unwrap();
     for (at, value) in [(8, 0_u16), (8, 33), (8, u16::MAX), (14, u16::MAX), (14, 65)] {

@@ -118,6 +118,13 @@ fn tags_with_pictures_are_skipped() {
 }
 
 #[test]
+fn streams_begin_anywhere() {
+    for (name, slack) in [("mp3-16k.mp3", 0.04), ("aac-16k.aac", 0.1), ("flac-16k.flac", 0.0), ("opus.ogg", 0.0)] {
+        second(name, &[b"HTTP/1.1 200 OK\r\n\r\n", &fixture(name)[..]].concat(), slack);
+    }
+}
+
+#[test]
 fn what_browsers_record() {
     // clusters without a length, beside the segment, which the fixture has without one
     let mut open = fixture("opus-live.webm");
