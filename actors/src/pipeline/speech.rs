@@ -112,7 +112,7 @@ async fn decode(served: &Arc<Served>, field: &str, encoded: &Bytes, context: &Co
         pool.run(move || audio::length(&head, &limits)).await?.map_err(|error| Error::invalid(field, error))?;
     let mut seconds = length.seconds.min(limits.max_seconds);
     loop {
-        let mut room = pool.room(room_for(seconds, length.sample_rate), field, context).await?;
+        let mut room = pool.room(room_for(seconds, &length), field, context).await?;
         let (clip, allowed) = (clip.clone(), audio::Limits { max_seconds: seconds, ..limits });
         let decoded = pool.run(move || {
             let clip = audio::decode(&clip, &allowed)?;
@@ -130,12 +130,12 @@ async fn decode(served: &Arc<Served>, field: &str, encoded: &Bytes, context: &Co
     }
 }
 
-/// Bytes that a clip takes: its samples as they were recorded, and those at 16 kHz up to four times: as they are, padded
-/// for the detector, as its tensor, and as a window's spectrogram.
+/// Bytes that a clip takes: its samples as they were recorded, what decoding them holds beside, and those at 16 kHz up to
+/// four times: as they are, padded for the detector, as its tensor, and as a window's spectrogram.
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-fn room_for(seconds: f64, sample_rate: u32) -> u64 {
-    let samples = seconds * (f64::from(sample_rate) + f64::from(COPIES) * f64::from(RATE));
-    (samples * 4.0).ceil() as u64
+fn room_for(seconds: f64, length: &audio::Length) -> u64 {
+    let samples = seconds * (f64::from(length.sample_rate) + f64::from(COPIES) * f64::from(RATE));
+    (samples * 4.0).ceil() as u64 + length.working_bytes
 }
 
 /// Copies of the samples at 16 kHz there are at most, and while the detector is asked.
