@@ -104,11 +104,11 @@ fn named(question: &str) -> Vec<Modality> {
 }
 
 /// Those that are about as near as the nearest, and do not conflict with a nearer one; in their order.
-fn nearest<'a>(
-    branches: Vec<&'a Branch>,
+fn nearest(
+    branches: Vec<&Branch>,
     nearness: impl Fn(&Branch) -> f64,
     conflict: impl Fn(&Branch, &Branch) -> bool,
-) -> Vec<&'a Branch> {
+) -> Vec<&Branch> {
     let mut ranked: Vec<(f64, &Branch)> = branches.iter().map(|branch| (nearness(branch), *branch)).collect();
     ranked.sort_by(|a, b| b.0.total_cmp(&a.0));
     let Some(&(best, _)) = ranked.first() else { return branches };

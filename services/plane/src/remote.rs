@@ -185,6 +185,10 @@ impl Client for RemoteMember {
         self.reach.line.is_reachable()
     }
 
+    fn silent_for(&self) -> Duration {
+        self.reach.line.silent_for()
+    }
+
     fn suspect(&self) -> bool {
         self.reach.line.suspect()
     }
