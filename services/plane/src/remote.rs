@@ -84,11 +84,16 @@ struct Reach {
 }
 
 impl Reach {
-    /// The worker's error, or the transport's, which makes the worker suspect.
-    fn error(&self, status: &Status, context: &Context) -> Error {
-        if error::is_answer(status) {
+    /// What came of a call: the worker's answer or error, either of which says that it is there, or the transport's, which
+    /// makes the worker suspect.
+    fn outcome<T>(&self, answer: Result<T, Status>, context: &Context) -> Result<T> {
+        if answer.as_ref().err().is_none_or(error::is_answer) {
             self.line.heard();
         }
+        answer.map_err(|status| self.error(&status, context))
+    }
+
+    fn error(&self, status: &Status, context: &Context) -> Error {
         let error = error::from_status(&self.worker, status);
         if let Error::Unavailable { reason: "UNREACHABLE" | "WORKER_LOST", .. } = &error {
             if context.expired() {
@@ -147,8 +152,7 @@ impl RemoteMember {
         answer: impl Future<Output = Result<tonic::Response<T>, Status>>,
     ) -> Result<T> {
         match tokio::time::timeout(patience, answer).await {
-            Ok(Ok(answer)) => Ok(answer.into_inner()),
-            Ok(Err(status)) => Err(self.reach.error(&status, &Context::default())),
+            Ok(answer) => Ok(self.reach.outcome(answer, &Context::default())?.into_inner()),
             Err(_) => Err(Error::DeadlineExceeded { stage: format!("waiting for {}", self.reach.worker) }),
         }
     }
@@ -196,9 +200,7 @@ impl Client for RemoteMember {
     fn infer<'a>(&'a self, request: &'a Request, context: &'a Context) -> BoxFuture<'a, Result<Reply>> {
         async move {
             let answer = self.client().infer(outgoing(request, context)).await;
-            let answer = answer.map_err(|status| self.reach.error(&status, context))?;
-            self.reach.line.heard();
-            convert::reply_from(answer.into_inner())
+            convert::reply_from(self.reach.outcome(answer, context)?.into_inner())
         }
         .boxed()
     }
@@ -206,15 +208,9 @@ impl Client for RemoteMember {
     fn stream(&self, request: Request, context: Context) -> BoxFuture<'_, Result<ReplyStream>> {
         async move {
             let answer = self.client().stream(outgoing(&request, &context)).await;
-            let parts = answer.map_err(|status| self.reach.error(&status, &context))?.into_inner();
+            let parts = self.reach.outcome(answer, &context)?.into_inner();
             let reach = self.reach.clone();
-            Ok(parts
-                .map(move |part| {
-                    let part = part.map_err(|status| reach.error(&status, &context))?;
-                    reach.line.heard();
-                    convert::reply_from(part)
-                })
-                .boxed())
+            Ok(parts.map(move |part| convert::reply_from(reach.outcome(part, &context)?)).boxed())
         }
         .boxed()
     }

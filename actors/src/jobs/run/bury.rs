@@ -10,6 +10,9 @@ use crate::error::{Error, Result};
 use crate::request::Context;
 use crate::understand::report::{Branch, Report, State};
 
+/// Bytes of an error that is kept.
+const MAX_ERROR: usize = 4096;
+
 impl Bench {
     /// Lays a task to the dead letters; its item has failed, and the job goes on without it. Done twice it is one letter,
     /// and a task of which the result is there, or wanted no more, needs none. What cannot even be read is buried as it
@@ -50,7 +53,7 @@ impl Bench {
 
     /// Writes the letter, and says so.
     async fn lay(&self, task: &Task, tenant: String, deliveries: u64, error: &str) -> Result<()> {
-        let error = shortened(error);
+        let error = &error[..error.floor_char_boundary(MAX_ERROR)];
         tracing::error!(job = task.id, item = task.item, queue = task.queue(), deliveries, error, "task given up");
         metrics::counter!("sensorium_jobs_dead_total", "modality" => task.queue()).increment(1);
         let letter = Letter { tenant, task: task.clone(), error: error.to_owned(), deliveries, buried: record::now() };
@@ -91,16 +94,4 @@ impl Bench {
             }
         }
     }
-}
-
-/// Bytes of an error that is kept.
-const MAX_ERROR: usize = 4096;
-
-/// What fits into a letter.
-fn shortened(error: &str) -> &str {
-    let mut end = error.len().min(MAX_ERROR);
-    while !error.is_char_boundary(end) {
-        end -= 1;
-    }
-    &error[..end]
 }
