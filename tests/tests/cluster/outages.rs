@@ -100,10 +100,10 @@ async fn a_worker_is_not_ready_before_the_register_knows_its_models() {
         (worker.log().matches("replica ready").count() == models.len()).then_some(())
     })
     .await;
-    // nobody can know of its models yet: until it takes etcd to be out of reach it is not ready
+    // nobody can know of its models yet: until it says that etcd does not answer it is not ready
     loop {
         let (status, _) = get(cluster.workers[0].http, "/readyz").await.unwrap();
-        if worker.log().contains("the register is out of reach") {
+        if worker.log().contains("etcd does not answer") {
             break;
         }
         assert_eq!(status, 503, "{}", worker.log());
