@@ -53,7 +53,7 @@ impl Client for Worker {
 #[cfg(test)]
 pub(super) mod tests {
     use std::sync::Arc;
-    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
     use std::time::Duration;
 
     use super::*;
@@ -77,25 +77,45 @@ pub(super) mod tests {
         }
     }
 
-    /// A worker that takes its time for every request, and counts those that were begun and those that were ended.
+    /// A worker that takes its time for every request, and counts those that were begun and those that were ended. Once it
+    /// is suspected it says nothing, unless it is `there`.
     pub(in crate::route) struct Slow {
         pub name: &'static str,
         pub takes: Duration,
         pub fails: Option<fn() -> Error>,
         pub begun: AtomicUsize,
         pub ended: AtomicUsize,
+        pub there: bool,
+        pub suspected: AtomicBool,
     }
 
     impl Slow {
         pub(in crate::route) fn new(name: &'static str, takes: u64, fails: Option<fn() -> Error>) -> Arc<Self> {
-            let takes = Duration::from_millis(takes);
-            Arc::new(Self { name, takes, fails, begun: AtomicUsize::new(0), ended: AtomicUsize::new(0) })
+            Arc::new(Self::of(name, takes, fails))
+        }
+
+        /// One that says that it is there whenever it is asked.
+        pub(in crate::route) fn there(name: &'static str, takes: u64) -> Arc<Self> {
+            Arc::new(Self { there: true, ..Self::of(name, takes, None) })
+        }
+
+        fn of(name: &'static str, takes: u64, fails: Option<fn() -> Error>) -> Self {
+            let (begun, ended, suspected) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicBool::new(false));
+            Self { name, takes: Duration::from_millis(takes), fails, begun, ended, there: false, suspected }
         }
     }
 
     impl Client for Slow {
         fn name(&self) -> &str {
             self.name
+        }
+
+        fn is_reachable(&self) -> bool {
+            self.there || !self.suspected.load(Relaxed)
+        }
+
+        fn suspect(&self) -> bool {
+            !self.suspected.swap(true, Relaxed)
         }
 
         fn infer<'a>(&'a self, request: &'a Request, _: &'a Context) -> BoxFuture<'a, Result<Reply>> {

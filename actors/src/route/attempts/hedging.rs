@@ -15,8 +15,9 @@ use crate::request::{Context, Reply, ReplyStream, Request};
 /// A call that takes so many times what is far longer is late, even though its worker answers others.
 const HOPELESS: u32 = 4;
 
-/// How long a worker may take to say that it is there.
+/// How long a worker may take to say that it is there; a deadline that is near leaves it a part of what is left.
 const ANSWERS: Duration = Duration::from_millis(100);
+const PART_OF_THE_DEADLINE: u32 = 4;
 
 /// How a call is late.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -115,7 +116,7 @@ impl Attempts {
                 // a worker that answers others is there: the request may be one that takes long
                 let (silent, elapsed) = (call.silent_for(), call.elapsed());
                 if silent >= far || elapsed >= far * HOPELESS {
-                    return self.until_gone(call).await;
+                    return self.until_gone(call, context).await;
                 }
                 tokio::time::sleep((far - silent).min(far * HOPELESS - elapsed)).await;
             }
@@ -128,17 +129,20 @@ impl Attempts {
 
     /// Returns when the worker of a late call has not said that it is there. One that is there works on the request, or
     /// hangs over it: then others would hang as well.
-    async fn until_gone(&self, call: &Call) {
+    async fn until_gone(&self, call: &Call, context: &Context) {
         let client = &call.candidate.client;
-        if !client.suspect() {
-            return;
-        }
-        tokio::time::sleep(ANSWERS).await;
-        if client.is_reachable() || client.silent_for() < ANSWERS {
+        // of calls that are late together one brings news, and all of them wait for the answer
+        let is_news = client.suspect();
+        let left = context.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let answers = left.map_or(ANSWERS, |left| ANSWERS.min(left / PART_OF_THE_DEADLINE));
+        tokio::time::sleep(answers).await;
+        if client.is_reachable() || client.silent_for() < answers {
             return std::future::pending().await;
         }
-        let (worker, model, seconds) = (client.name(), &self.route.model, call.elapsed().as_secs_f64());
-        tracing::warn!(worker, model, seconds, "worker says nothing, others are asked until it does");
+        if is_news {
+            let (worker, model, seconds) = (client.name(), &self.route.model, call.elapsed().as_secs_f64());
+            tracing::warn!(worker, model, seconds, "worker says nothing, others are asked until it does");
+        }
     }
 
     /// The second call, if the model bears one and the budget affords it.
@@ -274,6 +278,17 @@ mod tests {
         let (frozen, other) = (Slow::new("frozen", 60_000, None), Slow::new("other", 10, None));
         assert_eq!(asked(&once, &frozen, &other, 500).await.unwrap_err().code(), "deadline_exceeded");
         assert_eq!(told(&other), (0, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_hangs_at_a_worker_that_is_there_is_not_handed_on() {
+        let (hung, other) = (Slow::there("hung", 60_000), Slow::new("other", 10, None));
+        // the first of calls that are late together suspects the worker, and the others come while it is asked
+        for _ in 0..3 {
+            let late = asked(&Policy::default(), &hung, &other, 2000).await;
+            assert_eq!(late.unwrap_err().code(), "deadline_exceeded");
+        }
+        assert_eq!((told(&hung), told(&other)), ((3, 0), (0, 0)));
     }
 
     #[tokio::test(start_paused = true)]
