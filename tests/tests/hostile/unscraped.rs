@@ -5,7 +5,9 @@ use sensorium_tests::{Ask, Repository, Server, ServerOptions};
 
 /// Rows of a request, each of which is a batch of its own: three samples each.
 const ROWS: usize = 64;
-const REQUESTS: usize = 4000;
+const REQUESTS: usize = 12_000;
+/// Requests before memory is measured first: pools, caches and the allocator's own pages grow to their size.
+const WARM_UP: usize = REQUESTS / 3;
 /// What those samples would take at least, if they were kept.
 const KEPT: usize = REQUESTS * ROWS * 3 * 8;
 
@@ -25,9 +27,9 @@ async fn many_requests_without_a_scrape_leave_nothing_behind() {
     let many = async |count: usize| {
         futures::stream::iter(0..count).for_each_concurrent(4, |_| ask()).await;
     };
-    many(REQUESTS / 8).await;
+    many(WARM_UP).await;
     let before = server.resident_bytes();
     many(REQUESTS).await;
     let grown = usize::try_from(server.resident_bytes().saturating_sub(before)).unwrap();
-    assert!(grown < KEPT * 3 / 4, "{} kB more after {REQUESTS} requests", grown >> 10);
+    assert!(grown < KEPT / 2, "{} kB more after {REQUESTS} requests", grown >> 10);
 }
