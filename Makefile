@@ -60,6 +60,18 @@ chaos: setup-tests ## Faults in random order under load; SENSORIUM_CHAOS_SECONDS
 	@$(with_env) SENSORIUM_BINARY="$(binary)" cargo test --release --locked --workspace --test cluster -- --ignored \
 		--nocapture --test-threads 1
 
+FUZZ_SECONDS ?= 20
+fuzz_targets := audio_decode audio_length image_decode image_decoded_bytes tokenizer_encode
+
+.PHONY: fuzz
+fuzz: ## Throws mutated files at the decoders, FUZZ_SECONDS at each; needs cargo-fuzz.
+	@# the sanitizer is nightly's, or any toolchain's that is told to be one; what was found lies in artifacts/
+	@cd actors/media/fuzz; for target in $(fuzz_targets); do \
+		seeds=../tests/fixtures; [[ $$target != tokenizer_* ]] || seeds=seeds/text; mkdir -p "corpus/$$target"; \
+		RUSTC_BOOTSTRAP=1 cargo fuzz run "$$target" "corpus/$$target" "$$seeds" -- \
+			-max_total_time=$(FUZZ_SECONDS) -timeout=20 -rss_limit_mb=1024 -max_len=32768; \
+	done
+
 .PHONY: lint
 lint: setup ## Checks formatting, clippy, rustdoc and the direction of dependencies.
 	cargo fmt --all --check

@@ -3,7 +3,13 @@
 //! [`decode`] turns a stranger's bytes into mono samples; [`resample`] brings them to another rate.
 
 mod decode;
+mod found;
+mod matroska;
+mod mix;
 mod resample;
+mod source;
+mod track;
+mod wav;
 
 pub use decode::{decode, length};
 pub use resample::resample;
@@ -24,12 +30,14 @@ pub struct Length {
     pub seconds: f64,
     /// Samples per second.
     pub sample_rate: u32,
+    /// Bytes that are held while it is decoded, beside its samples: the channels that are not mixed yet.
+    pub working_bytes: u64,
 }
 
 /// A decoded clip.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Clip {
-    /// Mono, the average of all channels, each sample in -1..=1.
+    /// Mono, of all channels as [`decode`] mixes them, each sample in -1..=1.
     pub samples: Vec<f32>,
     /// Samples per second.
     pub sample_rate: u32,
@@ -40,6 +48,9 @@ pub struct Clip {
     /// Short name of the codec, such as `mp3`, `flac`, `pcm_s16le`.
     pub codec: &'static str,
 }
+
+/// What is read, as refusals say it.
+const EXPECTED: &str = "WAV, AIFF, CAF, FLAC, MP3, AAC or ALAC (MP4, ADTS), or Opus or Vorbis (Ogg, WebM, Matroska)";
 
 /// Why there are no samples. All but [`Error::Resample`] are the caller's fault.
 #[derive(Debug, thiserror::Error)]
@@ -61,13 +72,27 @@ pub enum Error {
         /// Seconds allowed.
         limit: f64,
     },
-    /// The content is no container known here, or holds no audio of a codec known here.
-    #[error("clip of {bytes} bytes is not recognised ({reason}), expected WAV, FLAC, MP3, OGG/Vorbis, M4A or ADTS")]
+    /// The content is no container known here.
+    #[error("clip of {bytes} bytes is not recognised ({reason}), expected {EXPECTED}")]
     UnknownFormat {
         /// Bytes given.
         bytes: usize,
         /// The prober's words.
         reason: String,
+    },
+    /// The content is known, and of a kind that is not read.
+    #[error("clip of {bytes} bytes is {found}, expected {EXPECTED}")]
+    Unsupported {
+        /// Bytes given.
+        bytes: usize,
+        /// Container and codec, such as `MP4 with AC-3`.
+        found: String,
+    },
+    /// A decoder panicked, which is a defect of the decoder, and a broken clip to the caller.
+    #[error("clip of {bytes} bytes cannot be decoded: its decoder panicked")]
+    Panicked {
+        /// Bytes given.
+        bytes: usize,
     },
     /// The content is of a known format, and broken or of a kind that is not read.
     #[error("{codec} clip of {bytes} bytes cannot be decoded: {reason}")]

@@ -3,7 +3,11 @@
 //! [`decode`] turns a stranger's bytes into upright RGB; [`preprocess`] turns that into the model's input.
 
 mod decode;
+mod found;
+mod jpeg;
 mod preprocess;
+mod tiff;
+mod truncated;
 
 pub use decode::{decode, decoded_bytes};
 pub use preprocess::{Channels, Filter, Preprocess, preprocess};
@@ -15,10 +19,29 @@ pub struct Limits {
     pub max_bytes: usize,
     /// Pixels of the decoded image: width times height.
     pub max_pixels: u64,
+    /// Whether an image that ends too early is decoded as far as it came.
+    pub allow_truncated: bool,
+}
+
+/// An image that ends too early.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Cut {
+    /// The share of the picture that came, or nearly so, in 0..1; nothing where nobody can tell, as of a progressive JPEG
+    /// of which all is there, but coarse.
+    pub came: Option<f64>,
+}
+
+impl std::fmt::Display for Cut {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.came {
+            Some(came) => write!(f, "ends after about {:.0} % of its picture", (100.0 * came).floor()),
+            None => f.write_str("ends before its picture does"),
+        }
+    }
 }
 
 /// An upright RGB image, 8 bits a channel.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Image {
     /// Columns, after the EXIF orientation was applied.
     pub width: u32,
@@ -27,7 +50,12 @@ pub struct Image {
     /// `[height, width, 3]`, row-major, sRGB values as stored: embedded colour profiles are not applied, as the
     /// training pipelines of the served models did not either.
     pub pixels: Vec<u8>,
+    /// Set if it ends too early, which [`Limits`] allowed; what is missing is grey.
+    pub cut: Option<Cut>,
 }
+
+/// What is read, as refusals say it.
+const EXPECTED: &str = "JPEG, PNG, WebP, GIF, BMP or TIFF";
 
 /// Why there is no image. All but [`Error::Preprocess`] are the caller's fault.
 #[derive(Debug, thiserror::Error)]
@@ -63,8 +91,34 @@ pub enum Error {
         /// Bytes that decoding may allocate.
         limit: u64,
     },
+    /// The end is missing: judged as it is, it would be judged by what nobody has seen.
+    #[error("{format} image of {bytes} bytes {cut}")]
+    Truncated {
+        /// The format that the content starts like.
+        format: &'static str,
+        /// Bytes given.
+        bytes: usize,
+        /// How much of it came.
+        cut: Cut,
+    },
+    /// The content is known, and of a kind that is not read.
+    #[error("image of {bytes} bytes is {found}, expected {EXPECTED}")]
+    Unsupported {
+        /// Bytes given.
+        bytes: usize,
+        /// What it is, such as `HEIC`.
+        found: String,
+    },
+    /// A decoder panicked, which is a defect of the decoder, and a broken image to the caller.
+    #[error("{format} image of {bytes} bytes cannot be decoded: its decoder panicked")]
+    Panicked {
+        /// The format that the content starts like.
+        format: &'static str,
+        /// Bytes given.
+        bytes: usize,
+    },
     /// The content is no image format known here.
-    #[error("image of {bytes} bytes starts with {start}, expected JPEG, PNG, WebP, GIF, BMP or TIFF")]
+    #[error("image of {bytes} bytes starts with {start}, expected {EXPECTED}")]
     UnknownFormat {
         /// Bytes given.
         bytes: usize,

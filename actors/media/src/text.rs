@@ -4,15 +4,18 @@ mod encode;
 mod stream;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-pub use encode::Encoded;
+pub use encode::{Encoded, Frame};
 pub use stream::Detokenizer;
 
 /// A model's tokenizer. Clones share it.
 #[derive(Clone)]
 pub struct Tokenizer {
+    /// Reads a text as nothing but text, also where it spells a special token.
     inner: Arc<tokenizers::Tokenizer>,
+    /// The same, which reads special tokens where a text spells them; made when it is asked for.
+    control: Arc<OnceLock<tokenizers::Tokenizer>>,
     /// Tokens that the file's post-processor adds to one text, such as `[CLS]` and `[SEP]`.
     added: usize,
 }
@@ -51,11 +54,11 @@ pub enum Error {
         read: usize,
     },
     /// The limit leaves no room for the tokens that the model needs around a text: the model's settings are wrong.
-    #[error("the limit of {limit} tokens has no room beside the {added} special ones")]
+    #[error("the limit of {limit} tokens has no room beside the {added} that stand around a text")]
     NoRoom {
         /// Tokens allowed.
         limit: usize,
-        /// Tokens that the post-processor adds.
+        /// Tokens that the post-processor adds, and those of the frame.
         added: usize,
     },
     /// The library failed on this text or these ids.
@@ -82,8 +85,17 @@ impl Tokenizer {
         let mut inner = tokenizers::Tokenizer::from_file(path).map_err(refused)?;
         inner.with_truncation(None).map_err(refused)?;
         inner.with_padding(None);
+        inner.set_encode_special_tokens(true);
         let added = inner.get_post_processor().map_or(0, |post| tokenizers::PostProcessor::added_tokens(post, false));
-        Ok(Self { inner: Arc::new(inner), added })
+        Ok(Self { inner: Arc::new(inner), control: Arc::default(), added })
+    }
+
+    fn control(&self) -> &tokenizers::Tokenizer {
+        self.control.get_or_init(|| {
+            let mut control = (*self.inner).clone();
+            control.set_encode_special_tokens(false);
+            control
+        })
     }
 
     /// Text of `ids`; special tokens are left out if `skip_special`.

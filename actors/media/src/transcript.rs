@@ -3,6 +3,11 @@
 //! With timestamps on, Whisper writes `<|0.00|> text <|2.40|><|2.40|> text <|5.00|>`: ids from `timestamp_begin` on
 //! are times from the window's start in steps of 20 ms, everything else is text or a special token.
 
+use std::io::Write;
+
+use flate2::Compression;
+use flate2::write::ZlibEncoder;
+
 use crate::text::{Error, Tokenizer};
 
 /// Seconds of one timestamp step.
@@ -90,4 +95,57 @@ pub fn transcript(ids: &[u32], timestamp_begin: u32, heard: Heard, tokenizer: &T
         start = time;
     }
     Ok(transcript)
+}
+
+/// How well a text compresses: its bytes, divided by those that zlib makes of it at its usual level. Of a text that
+/// repeats itself this is high; Whisper's authors doubt what is above 2.4.
+pub fn compression_ratio(text: &str) -> f32 {
+    let mut encoder = ZlibEncoder::new(Vec::new(), Compression::default());
+    // Writing to memory does not fail.
+    let packed = encoder.write_all(text.as_bytes()).and_then(|()| encoder.finish()).unwrap_or_default();
+    text.len() as f32 / packed.len().max(1) as f32
+}
+
+/// The ids up to the last time that closes a text; nothing if there is none. What follows was broken off.
+pub fn closed(ids: &[u32], timestamp_begin: u32) -> Option<&[u32]> {
+    let is_time = |id: u32| id >= timestamp_begin;
+    let last = ids.windows(2).rposition(|pair| !is_time(pair[0]) && is_time(pair[1]))?;
+    Some(&ids[..last + 2])
+}
+
+/// The ids without the copies of the phrase that they end with again and again.
+pub fn without_copies(ids: &[u32]) -> &[u32] {
+    let phrase = (1..=ids.len() / 2).find_map(|period| {
+        let same = (period..ids.len()).rev().take_while(|&at| ids[at] == ids[at - period]).count();
+        (same >= period * 3).then(|| ids.len() - same / period * period)
+    });
+    &ids[..phrase.unwrap_or(ids.len())]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_that_repeats_itself_compresses() {
+        assert!(compression_ratio("He was not an ill-disposed young man.") < 1.1);
+        assert!(compression_ratio(&"Thank you. ".repeat(20)) > 2.4);
+        assert_eq!(compression_ratio(""), 0.0);
+    }
+
+    #[test]
+    fn what_was_broken_off_is_told_from_what_was_closed() {
+        assert_eq!(closed(&[100, 1, 2, 110, 110, 3], 100), Some(&[100, 1, 2, 110][..]));
+        assert_eq!(closed(&[100, 1, 2, 110], 100), Some(&[100, 1, 2, 110][..]));
+        assert_eq!(closed(&[100, 1, 2], 100), None);
+        assert_eq!(closed(&[], 100), None);
+    }
+
+    #[test]
+    fn one_copy_is_left_of_a_phrase() {
+        assert_eq!(without_copies(&[9, 1, 2, 1, 2, 1, 2, 1, 2, 1, 2]), [9, 1, 2]);
+        assert_eq!(without_copies(&[9, 7, 7, 7, 7, 7]), [9, 7]);
+        assert_eq!(without_copies(&[9, 1, 2, 1, 2, 1, 2]), [9, 1, 2, 1, 2, 1, 2], "that may be meant");
+        assert!(without_copies(&[]).is_empty());
+    }
 }

@@ -6,7 +6,7 @@ mod segments;
 mod windows;
 
 pub use segments::{Options, segments};
-pub use windows::{MAX_WINDOW, windows};
+pub use windows::{MAX_WINDOW, middle, windows};
 
 /// Samples that one probability speaks for: 32 ms at 16 kHz.
 pub const CHUNK: usize = 512;

@@ -4,16 +4,24 @@
 
 #[path = "media/audio.rs"]
 mod audio;
+#[path = "media/channels.rs"]
+mod channels;
 #[path = "media/hostile.rs"]
 mod hostile;
 #[path = "media/image.rs"]
 mod image;
 #[path = "media/mel.rs"]
 mod mel;
+#[path = "media/quirks.rs"]
+mod quirks;
 #[path = "media/reference.rs"]
 mod reference;
 #[path = "media/text.rs"]
 mod text;
+#[path = "media/truncated.rs"]
+mod truncated;
+#[path = "media/watch.rs"]
+mod watch;
 
 use std::path::{Path, PathBuf};
 

@@ -76,6 +76,9 @@ pub struct Limits {
     pub max_tokens: usize,
     /// Whether a text with more tokens is cut, and the answer says so, or refused.
     pub truncate: bool,
+    /// Whether an image whose file ends too early is judged by what came of it, and the answer says so and is not cached,
+    /// or refused. A guard always refuses it: it would call safe what nobody has seen.
+    pub allow_truncated: bool,
 }
 
 impl Default for Limits {
@@ -87,6 +90,7 @@ impl Default for Limits {
             max_seconds: 600.0,
             max_tokens: 256,
             truncate: true,
+            allow_truncated: false,
         }
     }
 }

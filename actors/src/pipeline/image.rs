@@ -10,43 +10,61 @@ use super::{Answer, Assets, Pool, elements, join, named, scores, unexpected};
 use crate::batching::entry::RowReply;
 use crate::error::{Error, Result};
 use crate::manifest::{Channels, Filter, ImagePreprocess, Manifest};
-use crate::request::{Context, Parameters, Request};
+use crate::request::{CAME, Context, Parameter, Parameters, Request};
 use crate::tensor::{self, Tensor};
 use crate::worker::served::{Row, Served};
 
 /// Labels given per image, where the manifest does not say.
 const TOP: usize = 5;
 
-async fn forward(served: &Arc<Served>, request: &Request, context: &Context, pool: &Pool) -> Result<Vec<RowReply>> {
+/// Replies, and for each image whether it ended too early, which only a model whose manifest allows it is shown.
+async fn forward(
+    served: &Arc<Served>,
+    request: &Request,
+    context: &Context,
+    pool: &Pool,
+    allow_truncated: bool,
+) -> Result<Vec<(RowReply, Option<media::Cut>)>> {
     let (field, images) = elements(&served.manifest, request)?;
+    let limits = media::Limits { allow_truncated, ..limits(&served.manifest) };
     let rows = images.into_iter().enumerate().map(|(index, image)| {
         let (field, owner) = (format!("{field}[{index}]"), served.clone());
         async move {
-            let (head, limits) = (image.clone(), limits(&owner.manifest));
+            let head = image.clone();
             let measured = pool.run(move || media::decoded_bytes(&head, &limits)).await?;
             let bytes = measured.map_err(|error| Error::invalid(&field, error))?;
             let room = pool.room(bytes, &field, context).await?;
-            let prepared = pool.run(move || (prepare(&owner.manifest, &field, &image), room)).await;
-            let row = prepared?.0?;
-            served.forward(row, context).await
+            let prepared = pool.run(move || (prepare(&owner.manifest, &limits, &field, &image), room)).await;
+            let (row, cut) = prepared?.0?;
+            Ok((served.forward(row, context).await?, cut))
         }
     });
     try_join_all(rows).await
 }
 
-fn prepare(manifest: &Manifest, field: &str, encoded: &Bytes) -> Result<Row> {
+fn prepare(
+    manifest: &Manifest,
+    limits: &media::Limits,
+    field: &str,
+    encoded: &Bytes,
+) -> Result<(Row, Option<media::Cut>)> {
     let Some(options) = &manifest.image else {
         return Err(Error::Internal("an image pipeline without [image]".to_owned()));
     };
-    let image = media::decode(encoded, &limits(manifest)).map_err(|error| Error::invalid(field, error))?;
+    let image = media::decode(encoded, limits).map_err(|error| Error::invalid(field, error))?;
     let pixels = media::preprocess(&image, &preprocess(options)).map_err(|error| Error::invalid(field, error))?;
     let side = i64::from(options.crop);
     let tensor = Tensor::from_f32(vec![1, 3, side, side], &pixels).map_err(unexpected)?;
-    Ok(Row { tensors: vec![tensor], rows: 1, length: 0, kind: 0 })
+    Ok((Row { tensors: vec![tensor], rows: 1, length: 0, kind: 0 }, image.cut))
 }
 
 fn limits(manifest: &Manifest) -> media::Limits {
-    media::Limits { max_bytes: manifest.limits.max_bytes, max_pixels: manifest.limits.max_pixels }
+    let limits = &manifest.limits;
+    media::Limits {
+        max_bytes: limits.max_bytes,
+        max_pixels: limits.max_pixels,
+        allow_truncated: limits.allow_truncated,
+    }
 }
 
 fn preprocess(options: &ImagePreprocess) -> media::Preprocess {
@@ -75,14 +93,31 @@ pub(super) async fn classify(
     context: &Context,
     pool: &Pool,
 ) -> Result<Answer> {
-    let replies = forward(served, request, context, pool).await?;
+    let allow_truncated = served.manifest.limits.allow_truncated;
+    let seen = forward(served, request, context, pool, allow_truncated).await?;
+    let (replies, cuts): (Vec<_>, Vec<_>) = seen.into_iter().unzip();
     let probabilities = join(&replies, 1)?;
     let mut outputs = vec![named("embedding", join(&replies, 0)?)];
     if request.wants("labels") {
         outputs.push(named("labels", labels(served, &probabilities)?));
     }
     outputs.push(named("probabilities", probabilities));
-    Ok((outputs, Parameters::default()))
+    Ok((outputs, said_of(&cuts)))
+}
+
+/// A JSON list of the images that ended too early: `[{"row":0,"came":0.31}]`, `null` where nobody can tell.
+fn said_of(cuts: &[Option<media::Cut>]) -> Parameters {
+    let mut parameters = Parameters::default();
+    let rounded = |came: f64| (came * 1000.0).floor() / 1000.0;
+    let notes = cuts.iter().enumerate().filter_map(|(row, cut)| {
+        let came = (*cut)?.came.map(rounded);
+        Some(serde_json::json!({ "row": row, CAME: came }))
+    });
+    let notes: Vec<_> = notes.collect();
+    if !notes.is_empty() {
+        parameters.set("truncated", Parameter::String(serde_json::Value::from(notes).to_string()));
+    }
+    parameters
 }
 
 fn labels(served: &Served, probabilities: &Tensor) -> Result<Tensor> {
@@ -120,7 +155,9 @@ pub fn top(values: &[f32], count: usize) -> Vec<(usize, f32)> {
 }
 
 pub(super) async fn guard(served: &Arc<Served>, request: &Request, context: &Context, pool: &Pool) -> Result<Answer> {
-    let replies = forward(served, request, context, pool).await?;
+    // whatever the manifest allows: a guard must not call safe what it has not seen
+    let seen = forward(served, request, context, pool, false).await?;
+    let replies: Vec<_> = seen.into_iter().map(|(reply, _)| reply).collect();
     let values = join(&replies, 0)?.to_f32().map_err(unexpected)?;
     // two classes: safe, not safe
     let unsafe_class: Vec<f32> = values.chunks_exact(2).map(|row| row[1]).collect();
@@ -131,4 +168,18 @@ pub(super) fn warm_up(manifest: &Manifest) -> Result<Vec<Vec<Tensor>>, tensor::E
     let side = manifest.image.as_ref().map_or(224, |options| i64::from(options.crop));
     let pixels = vec![0.0; usize::try_from(3 * side * side).unwrap_or(0)];
     Ok(vec![vec![Tensor::from_f32(vec![1, 3, side, side], &pixels)?]])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_ended_too_early_is_said_by_its_row() {
+        assert!(said_of(&[None, None]).0.is_empty());
+        let cut = |came| Some(media::Cut { came });
+        let told = said_of(&[None, cut(Some(0.31299)), None, cut(None)]);
+        let notes = told.text("truncated").unwrap();
+        assert_eq!(notes, Some(r#"[{"came":0.312,"row":1},{"came":null,"row":3}]"#));
+    }
 }

@@ -1,5 +1,7 @@
 //! Audio to speech segments, and to a transcript with times.
 
+mod hearing;
+
 use std::path::Path;
 use std::sync::Arc;
 
@@ -7,14 +9,13 @@ use bytes::Bytes;
 use futures::future::try_join_all;
 use sensorium_media::mel::Mel;
 use sensorium_media::text::Tokenizer;
-use sensorium_media::transcript::{Heard, Transcript, transcript};
 use sensorium_media::{audio, vad};
 use serde::Deserialize;
 use serde_json::json;
 
+use self::hearing::{Hearing, Part, hear};
 use super::room::Share;
 use super::{Answer, Assets, Pool, elements, named, unexpected};
-use crate::batching::entry::RowReply;
 use crate::engine;
 use crate::error::{Error, Result};
 use crate::request::{Context, Parameter, Parameters, Request};
@@ -25,8 +26,6 @@ use crate::worker::served::{Row, Served};
 const RATE: u32 = 16_000;
 /// Samples that the voice activity detector judges at a time.
 const CHUNK: usize = 512;
-/// Samples of speech for which Whisper is asked again: half a second.
-const WORTH_HEARING: usize = 8_000;
 /// Frames of a Whisper window of 30 s.
 const FRAMES: i64 = 3000;
 
@@ -56,16 +55,17 @@ impl Speech {
         Ok(Self { tokenizer, mel, config })
     }
 
-    /// Mel FP32 `[1, bands, 3000]` and language INT64 `[1]`, -1 to detect.
-    fn row(&self, mel: &[f32], language: i64) -> Result<Row, tensor::Error> {
+    /// Mel FP32 `[1, bands, 3000]`, language INT64 `[1]`, -1 to detect it, and temperature FP32 `[1]`.
+    fn row(&self, mel: &[f32], language: i64, temperature: f32) -> Result<Row, tensor::Error> {
         let bands = i64::try_from(self.config.num_mel_bins).unwrap_or(i64::MAX);
         let mel = Tensor::from_f32(vec![1, bands, FRAMES], mel)?;
         let language = Tensor::from_i64(vec![1], &[language])?;
-        Ok(Row { tensors: vec![mel, language], rows: 1, length: 0, kind: 0 })
+        let temperature = Tensor::from_f32(vec![1], &[temperature])?;
+        Ok(Row { tensors: vec![mel, language, temperature], rows: 1, length: 0, kind: 0 })
     }
 
     pub(super) fn warm_up(&self) -> Result<Vec<Vec<Tensor>>, tensor::Error> {
-        Ok(vec![self.row(&self.mel.log_mel(&[0.0; 1600]), -1)?.tensors])
+        Ok(vec![self.row(&self.mel.log_mel(&[0.0; 1600]), -1, 0.0)?.tensors])
     }
 
     fn language(&self, parameters: &Parameters) -> Result<i64> {
@@ -79,6 +79,15 @@ impl Speech {
             };
             Error::invalid("parameters.language", format!("'{code}', expected one of {known}"))
         })
+    }
+
+    /// The token of the language that all guesses together take for the likeliest.
+    fn agreed(&self, guesses: &[&[f32]]) -> Option<i64> {
+        let count = guesses.iter().map(|guess| guess.len()).min()?;
+        let sum = |language: usize| guesses.iter().map(|guess| guess[language]).sum::<f32>();
+        let index = (0..count).max_by(|&a, &b| sum(a).total_cmp(&sum(b)))?;
+        let first = self.config.languages.values().min()?;
+        Some(first + i64::try_from(index).ok()?)
     }
 
     fn language_code(&self, token: i64) -> &str {
@@ -103,7 +112,7 @@ async fn decode(served: &Arc<Served>, field: &str, encoded: &Bytes, context: &Co
         pool.run(move || audio::length(&head, &limits)).await?.map_err(|error| Error::invalid(field, error))?;
     let mut seconds = length.seconds.min(limits.max_seconds);
     loop {
-        let mut room = pool.room(room_for(seconds, length.sample_rate), field, context).await?;
+        let mut room = pool.room(room_for(seconds, &length), field, context).await?;
         let (clip, allowed) = (clip.clone(), audio::Limits { max_seconds: seconds, ..limits });
         let decoded = pool.run(move || {
             let clip = audio::decode(&clip, &allowed)?;
@@ -121,12 +130,12 @@ async fn decode(served: &Arc<Served>, field: &str, encoded: &Bytes, context: &Co
     }
 }
 
-/// Bytes that a clip takes: its samples as they were recorded, and those at 16 kHz up to four times: as they are, padded
-/// for the detector, as its tensor, and as a window's spectrogram.
+/// Bytes that a clip takes: its samples as they were recorded, what decoding them holds beside, and those at 16 kHz up to
+/// four times: as they are, padded for the detector, as its tensor, and as a window's spectrogram.
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-fn room_for(seconds: f64, sample_rate: u32) -> u64 {
-    let samples = seconds * (f64::from(sample_rate) + f64::from(COPIES) * f64::from(RATE));
-    (samples * 4.0).ceil() as u64
+fn room_for(seconds: f64, length: &audio::Length) -> u64 {
+    let samples = seconds * (f64::from(length.sample_rate) + f64::from(COPIES) * f64::from(RATE));
+    (samples * 4.0).ceil() as u64 + length.working_bytes
 }
 
 /// Copies of the samples at 16 kHz there are at most, and while the detector is asked.
@@ -169,15 +178,6 @@ pub(super) async fn voice(served: &Arc<Served>, request: &Request, context: &Con
     Ok((vec![named(&served.manifest.outputs[0].name, Tensor::from_elements(&found))], Parameters::default()))
 }
 
-/// What was heard in one clip.
-struct Hearing {
-    transcript: Transcript,
-    feature: Vec<f32>,
-    language: Option<String>,
-    speech_seconds: f64,
-    seconds: f64,
-}
-
 /// `transcript` BYTES `[n]`, `segments` BYTES `[n]` (JSON with times in seconds), `embedding` FP32 `[n, d]`: the
 /// encoder's mean over all windows, zeros where nobody speaks.
 pub(super) async fn transcribe(
@@ -206,8 +206,8 @@ pub(super) async fn transcribe(
         features.extend_from_slice(&one.feature);
         features.resize(features.len() + width - one.feature.len(), 0.0);
     }
-    let texts: Vec<&str> = heard.iter().map(|h| h.transcript.text()).collect();
-    let segments: Vec<String> = heard.iter().map(|h| segments_json(&h.transcript)).collect();
+    let texts: Vec<&str> = heard.iter().map(|h| h.text.as_str()).collect();
+    let segments: Vec<String> = heard.iter().map(segments_json).collect();
     let mut outputs =
         vec![named("transcript", Tensor::from_elements(&texts)), named("segments", Tensor::from_elements(&segments))];
     let shape = [heard.len(), width].map(|n| i64::try_from(n).unwrap_or(i64::MAX)).to_vec();
@@ -238,116 +238,26 @@ fn said_of(heard: &[Hearing]) -> Parameters {
     parameters
 }
 
-async fn hear(
-    served: &Arc<Served>,
-    field: String,
-    clip: Bytes,
-    language: i64,
-    context: &Context,
-    pool: &Pool,
-) -> Result<Hearing> {
-    let detector = served.upstream()?;
-    let Clip { samples, mut room } = decode(served, &field, &clip, context, pool).await?;
-    let probabilities = probabilities(&detector, &samples, context).await?;
-    room.shrink(bytes_of(&samples, 1));
-    let segments = vad::segments(&probabilities, samples.len(), &vad::Options::default());
-    let windows = if samples.len() <= vad::MAX_WINDOW && !segments.is_empty() {
-        // what fits is heard whole: a start that is cut close costs Whisper the first word
-        vec![vad::Window { start: 0, end: samples.len() }]
-    } else {
-        vad::windows(&segments, &probabilities, samples.len())
+/// Start and end in seconds, the text, and what its window was decoded with and like.
+fn segments_json(heard: &Hearing) -> String {
+    let of = |part: &Part| {
+        let common = json!({
+            "avg_logprob": round(part.avg_logprob.into()),
+            "no_speech_prob": round(part.no_speech_prob.into()),
+            "compression_ratio": round(part.compression_ratio.into()),
+            "temperature": round(part.temperature.into()),
+            "language": part.language,
+        });
+        let segments = part.transcript.segments.iter().map(move |segment| {
+            let mut told = common.clone();
+            told["start"] = round(segment.start).into();
+            told["end"] = round(segment.end).into();
+            told["text"] = segment.text.as_str().into();
+            told
+        });
+        segments.collect::<Vec<_>>()
     };
-    let speech_samples: usize = segments.iter().map(|s| s.end - s.start).sum();
-    let samples = Arc::new(samples);
-    let parts = windows.iter().map(|&window| hear_window(served, &samples, &segments, window, language, context, pool));
-    let parts: Vec<Part> = try_join_all(parts).await?.into_iter().flatten().collect();
-    let mut heard = Hearing {
-        transcript: Transcript::default(),
-        feature: Vec::new(),
-        language: None,
-        speech_seconds: seconds(speech_samples),
-        seconds: seconds(samples.len()),
-    };
-    let count = f32::from(u16::try_from(parts.len().max(1)).unwrap_or(u16::MAX));
-    for part in parts {
-        heard.feature.resize(part.feature.len(), 0.0);
-        heard.feature.iter_mut().zip(&part.feature).for_each(|(sum, value)| *sum += value / count);
-        heard.transcript.append(part.transcript);
-        heard.language = heard.language.or(part.language);
-    }
-    Ok(heard)
-}
-
-/// What was heard at one go.
-struct Part {
-    transcript: Transcript,
-    feature: Vec<f32>,
-    language: Option<String>,
-}
-
-/// Whisper may end before its window does. Then it is asked again from where it ended, as its authors' own loop does,
-/// for as long as there is speech left and it gets on.
-async fn hear_window(
-    served: &Arc<Served>,
-    samples: &Arc<Vec<f32>>,
-    speech: &[vad::Segment],
-    mut window: vad::Window,
-    language: i64,
-    context: &Context,
-    pool: &Pool,
-) -> Result<Vec<Part>> {
-    let mut parts = Vec::new();
-    loop {
-        let (owner, samples) = (served.clone(), samples.clone());
-        let row = pool
-            .run(move || {
-                let speech = owner.speech()?;
-                let mel = speech.mel.log_mel(&samples[window.start..window.end]);
-                speech.row(&mel, language).map_err(unexpected)
-            })
-            .await??;
-        let part = Part::read(served.speech()?, window, &served.forward(row, context).await?)?;
-        let end = part.transcript.segments.last().map_or(window.end, |last| samples_at(last.end));
-        parts.push(part);
-        let from = end.max(window.start);
-        let left: usize = speech.iter().map(|s| s.end.min(window.end).saturating_sub(s.start.max(from))).sum();
-        if left < WORTH_HEARING || from == window.start {
-            return Ok(parts);
-        }
-        window.start = from;
-    }
-}
-
-impl Part {
-    /// Engine outputs: tokens INT64 `[1, t]` (-1: none), mean log probability, no-speech probability, language, feature.
-    fn read(speech: &Speech, window: vad::Window, reply: &RowReply) -> Result<Self> {
-        let [tokens, _, _, language, feature] = reply.tensors.as_slice() else {
-            return Err(unexpected(format!("{} outputs, expected 5", reply.tensors.len())));
-        };
-        let ids = tokens.to_i64().map_err(unexpected)?;
-        let ids: Vec<u32> = ids
-            .into_iter()
-            .filter_map(|id| u32::try_from(id).ok())
-            .filter(|&id| id < speech.config.eot || id >= speech.config.timestamp_begin)
-            .collect();
-        let heard = Heard { offset: seconds(window.start), seconds: seconds(window.end - window.start) };
-        let language = language.to_i64().map_err(unexpected)?;
-        Ok(Self {
-            transcript: transcript(&ids, speech.config.timestamp_begin, heard, &speech.tokenizer)
-                .map_err(unexpected)?,
-            feature: feature.to_f32().map_err(unexpected)?,
-            language: language.first().map(|&token| speech.language_code(token).to_owned()),
-        })
-    }
-}
-
-fn segments_json(transcript: &Transcript) -> String {
-    let segments: Vec<_> = transcript
-        .segments
-        .iter()
-        .map(|s| json!({"start": round(s.start), "end": round(s.end), "text": s.text}))
-        .collect();
-    serde_json::Value::from(segments).to_string()
+    heard.parts.iter().flat_map(of).collect::<serde_json::Value>().to_string()
 }
 
 #[allow(clippy::cast_precision_loss)]

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::future::try_join_all;
+use futures::stream::{self, StreamExt, TryStreamExt};
 
 use super::{Answer, Assets, Pool, elements, join, named, scores, unexpected};
 use crate::error::{Error, Result};
@@ -70,26 +71,25 @@ pub(super) fn utf8<'a>(field: &str, text: &'a [u8], limits: &Limits) -> Result<&
     std::str::from_utf8(text).map_err(|error| Error::invalid(field, format!("not UTF-8: {error}, expected text")))
 }
 
+/// Tokens of the narrow windows that a guard judges beside the wide ones, which its encoder averages over.
+const NARROW: usize = 48;
+/// Windows of one request that are judged side by side.
+const SIDE_BY_SIDE: usize = 64;
+
+/// The worst of what the guard says of any part of a text: of all of it in windows as wide as its encoder reads, and of
+/// narrow ones, in which a few words are not outweighed by many. Each window begins in the middle of the one before.
 pub(super) async fn guard(served: &Arc<Served>, request: &Request, context: &Context, pool: &Pool) -> Result<Answer> {
     let upstream = served.upstream()?;
-    let inner = Request {
-        model: upstream.manifest.name.as_str().into(),
-        version: None,
-        inputs: vec![super::named(
-            &upstream.manifest.inputs[0].name,
-            request
-                .inputs
-                .first()
-                .map(|input| input.tensor.clone())
-                .ok_or_else(|| Error::invalid("inputs", "missing"))?,
-        )],
-        parameters: Parameters::default(),
-        outputs: Vec::new(),
-        resume: None,
-        namespace: None,
+    let (field, texts) = elements(&served.manifest, request)?;
+    let count = texts.len();
+    let windows = {
+        let (served, upstream) = (served.clone(), upstream.clone());
+        pool.run(move || guard_windows(&served, &upstream, &field, &texts)).await??
     };
-    let (embedded, parameters) = Box::pin(embed(&upstream, &inner, context, pool)).await?;
-    let embedding = embedded.into_iter().next().ok_or_else(|| unexpected("no embedding"))?.tensor;
+    let (owners, rows): (Vec<usize>, Vec<Row>) = windows.into_iter().unzip();
+    let replies = stream::iter(rows.into_iter().map(|row| upstream.forward(row, context)));
+    let replies: Vec<_> = replies.buffered(SIDE_BY_SIDE).try_collect().await?;
+    let embedding = join(&replies, 0)?;
     let rows = embedding.rows();
     let most = served.manifest.batching.max_batch_size;
     let parts = (0..rows).step_by(most).map(|start| {
@@ -97,9 +97,39 @@ pub(super) async fn guard(served: &Arc<Served>, request: &Request, context: &Con
         let cut = embedding.slice_rows(start, count).map_err(unexpected);
         async move { served.forward(Row { tensors: vec![cut?], rows: count, length: 0, kind: 0 }, context).await }
     });
-    let replies = try_join_all(parts).await?;
+    let replies: Vec<_> = stream::iter(parts).buffered(SIDE_BY_SIDE).try_collect().await?;
     let probabilities = join(&replies, 0)?.to_f32().map_err(unexpected)?;
-    Ok((vec![scores(&served.manifest.outputs[0].name, &probabilities)?], parameters))
+    let mut worst = vec![f32::NEG_INFINITY; count];
+    for (owner, probability) in owners.into_iter().zip(probabilities) {
+        worst[owner] = worst[owner].max(probability);
+    }
+    Ok((vec![scores(&served.manifest.outputs[0].name, &worst)?], Parameters::default()))
+}
+
+/// The windows of all texts, each with the number of its text. A text that is too long to be judged to its end is
+/// refused: a guard says nothing of what it has not read.
+fn guard_windows(served: &Served, upstream: &Served, field: &str, texts: &[Bytes]) -> Result<Vec<(usize, Row)>> {
+    let Assets::Text(tokenizer) = &upstream.assets else {
+        return Err(Error::Internal("a text guard whose upstream has no tokeniser".to_owned()));
+    };
+    let (limits, wide) = (&served.manifest.limits, upstream.manifest.limits.max_tokens);
+    let mut windows = Vec::new();
+    for (index, text) in texts.iter().enumerate() {
+        let field = format!("{field}[{index}]");
+        let text = utf8(&field, text, limits)?;
+        let cut = |width: usize| {
+            let cut = tokenizer.windows(text, width, limits.max_tokens);
+            cut.map_err(|error| Error::invalid(&field, error))
+        };
+        let mut all = cut(wide)?;
+        if all.iter().any(|window| window.len() > NARROW) {
+            all.extend(cut(NARROW.min(wide))?);
+        }
+        for ids in all {
+            windows.push((index, row(&ids).map_err(unexpected)?));
+        }
+    }
+    Ok(windows)
 }
 
 pub(super) fn warm_up() -> Result<Vec<Vec<Tensor>>, tensor::Error> {

@@ -27,6 +27,10 @@ pub enum Parameter {
     String(String),
 }
 
+/// In a note of the parameter `truncated`, the share of an image that came: a file that ended too early, while a text's note
+/// tells tokens. Nothing that carries it is cached.
+pub const CAME: &str = "came";
+
 /// Parameters by name.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Parameters(pub BTreeMap<String, Parameter>);

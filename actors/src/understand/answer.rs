@@ -3,22 +3,20 @@
 use async_stream::try_stream;
 use futures::{Stream, StreamExt};
 
-use super::report::{Branch, ModelRef, State};
-use super::space::first_name;
+use super::evidence::evidence;
+use super::report::{Branch, ModelRef};
 use super::{Input, Understanding};
 use crate::error::{Error, Result};
 use crate::manifest::Modality;
 use crate::request::{Context, Parameter, Request};
 
-/// Words of a branch that go into the prompt, and how many bytes they have at most: what was sensed must leave room for
-/// what is asked.
-const WORDS: usize = 180;
-const BYTES: usize = 2000;
 /// Tokens of an answer when the request does not say.
 const MAX_TOKENS: u64 = 80;
 
 /// A part of the answer.
 pub enum Piece {
+    /// What it is written from; the first.
+    Evidence(Vec<Modality>),
     /// More text.
     Text(String),
     /// It has ended.
@@ -46,7 +44,7 @@ impl Understanding {
             // a text that is the question is no evidence for its answer
             let question = input.question(branches);
             let asked = input.question.trim().is_empty() && branches.len() > 1;
-            let evidence = evidence(branches.iter().filter(|branch| !(asked && branch.modality == Modality::Text)));
+            let given = branches.iter().filter(|branch| !(asked && branch.modality == Modality::Text));
             if !input.question.trim().is_empty() {
                 // what is asked is as good a place for an injection as what is read
                 let guard = self.judge_text(question, context).await?;
@@ -54,12 +52,15 @@ impl Understanding {
                     Err(Error::FailedPrecondition { reason: "BLOCKED", message: guard.verdict() })?;
                 }
             }
-            if evidence.is_empty() {
+            let used = self.relevant(given, question, context).await;
+            if used.is_empty() {
                 Err(Error::FailedPrecondition {
                     reason: "NO_EVIDENCE",
-                    message: "no sense said anything to answer from".to_owned(),
+                    message: "no sense that the question is about said anything to answer from".to_owned(),
                 })?;
             }
+            yield Piece::Evidence(used.iter().map(|branch| branch.modality).collect());
+            let evidence = evidence(used);
             let mut request = Request::of_bytes(&self.options().generator, "prompt", prompt(question, &evidence));
             request.parameters = input.sampling.clone();
             if !request.parameters.0.contains_key("max_tokens") {
@@ -86,54 +87,18 @@ impl Understanding {
     }
 }
 
-/// What each sense that speaks has to say, a line each.
-pub fn evidence<'a>(branches: impl IntoIterator<Item = &'a Branch>) -> String {
-    let lines = branches.into_iter().filter(|branch| branch.state == State::Ok).map(|branch| match branch.modality {
-        Modality::Text => format!("Text: {}\n", shorten(&branch.words)),
-        Modality::Audio => format!("Someone says: \"{}\"\n", shorten(&branch.words)),
-        Modality::Image => {
-            let seen: Vec<&str> = branch.labels.iter().take(3).map(|label| first_name(&label.name)).collect();
-            format!("The picture shows: {}.\n", seen.join(" or "))
-        }
-    });
-    lines.collect()
-}
-
 /// A small model follows what stands last, so the question does.
 fn prompt(question: &str, evidence: &str) -> String {
     format!("{evidence}\nUse only the observations above and answer in one short sentence: {question}")
 }
 
-fn shorten(text: &str) -> String {
-    let mut words = text.split_whitespace();
-    let mut short = words.by_ref().take(WORDS).collect::<Vec<_>>().join(" ");
-    let whole = words.next().is_none() && short.len() <= BYTES;
-    short.truncate(short.floor_char_boundary(BYTES));
-    if !whole {
-        short.push_str(" ...");
-    }
-    short
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::understand::report::Label;
 
     #[test]
-    fn what_was_sensed_leaves_room_for_what_is_asked() {
-        assert_eq!(shorten(" a  b\n"), "a b");
-        assert!(shorten(&"word ".repeat(181)).ends_with("word ..."));
-        let long = shorten(&"\u{e4}".repeat(100_000));
-        assert!(long.len() <= BYTES + 4 && long.ends_with(" ..."), "{}", long.len());
-    }
-
-    #[test]
-    fn only_those_who_speak_are_evidence() {
-        let mut image = Branch::silent(Modality::Image, "m", State::Ok, "");
-        image.labels = vec![Label { name: "tabby, tabby cat".into(), probability: 0.6 }];
-        let mut audio = Branch::silent(Modality::Audio, "m", State::Blocked, "guard");
-        audio.words = "ignore all".into();
-        assert_eq!(evidence(&[image, audio]), "The picture shows: tabby.\n");
+    fn the_question_stands_last() {
+        let prompt = prompt("What is it?", "Text: It rains.\n");
+        assert!(prompt.starts_with("Text: It rains.") && prompt.ends_with("What is it?"), "{prompt}");
     }
 }

@@ -63,7 +63,7 @@ impl Default for Thresholds {
 }
 
 impl Thresholds {
-    fn of(&self, a: Modality, b: Modality) -> Threshold {
+    pub(super) fn of(&self, a: Modality, b: Modality) -> Threshold {
         match (a.min(b), a.max(b)) {
             (Modality::Text, Modality::Image) => self.text_image,
             (Modality::Text, _) => self.text_audio,

@@ -29,7 +29,7 @@ impl Understanding {
         self.judge(request, "injection_probability", threshold, blocks, context).await
     }
 
-    /// A guard that cannot judge lets pass if it only annotates, and contains if it blocks.
+    /// A guard that cannot judge lets pass if it only annotates, and contains if it blocks; either way it says so.
     async fn judge(
         &self,
         request: Request,
@@ -50,16 +50,17 @@ impl Understanding {
         });
         let (reply, score) = match judged {
             Ok(judged) => judged,
-            Err(error @ Error::InvalidArgument { .. }) => return Err(error),
-            Err(error) if blocks && context.patient => return Err(error),
+            Err(error) if blocks && context.patient && !matches!(error, Error::InvalidArgument { .. }) => {
+                return Err(error);
+            }
             Err(error) => {
                 metrics::counter!("sensorium_guard_failures_total", "model" => request.model.to_string()).increment(1);
                 if self.is_news(&request.model) {
                     tracing::warn!(guard = &*request.model, %error, blocks, "guard cannot judge");
                 }
                 let model = ModelRef { name: request.model.to_string(), version: String::new() };
-                let unjudged = Guard { model, score: None, threshold, triggered: false, blocked: true };
-                return Ok(blocks.then_some(unjudged));
+                let reason = error.to_string();
+                return Ok(Some(Guard { model, score: None, reason, threshold, triggered: false, blocked: blocks }));
             }
         };
         self.is_back(&request.model);
@@ -68,7 +69,14 @@ impl Understanding {
             metrics::counter!("sensorium_guard_triggered_total", "model" => request.model.to_string()).increment(1);
         }
         let model = ModelRef { name: reply.model.to_string(), version: reply.version.to_string() };
-        Ok(Some(Guard { model, score: Some(score), threshold, triggered, blocked: triggered && blocks }))
+        Ok(Some(Guard {
+            model,
+            score: Some(score),
+            reason: String::new(),
+            threshold,
+            triggered,
+            blocked: triggered && blocks,
+        }))
     }
 }
 
@@ -95,7 +103,7 @@ impl Guard {
     /// Why it blocks, in words.
     pub(super) fn verdict(&self) -> String {
         match self.score {
-            None => format!("{} cannot judge it, and is set to block", self.model.name),
+            None => format!("{} cannot judge it, and is set to block: {}", self.model.name, self.reason),
             Some(score) => format!("{} scored {score:.2}, from {:.2} on it blocks", self.model.name, self.threshold),
         }
     }

@@ -9,6 +9,7 @@ pub mod answer;
 pub mod branch;
 pub mod budget;
 pub mod ensemble;
+pub mod evidence;
 pub mod fusion;
 pub mod guard;
 mod input;
@@ -260,6 +261,7 @@ impl Understanding {
                 let mut pieces = std::pin::pin!(self.answer(input, &branches, context));
                 while let Some(piece) = pieces.next().await {
                     match piece {
+                        Ok(answer::Piece::Evidence(used)) => answer.evidence = used,
                         Ok(answer::Piece::Text(text)) => {
                             answer.text.push_str(&text);
                             yield Event::Delta(text);

@@ -61,13 +61,21 @@ pub struct Label {
     pub probability: f32,
 }
 
-/// Words and when they were said, in seconds.
+/// Words and when they were said, in seconds; how sure the recogniser is of the window that they were heard in.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct Segment {
     pub start: f64,
     pub end: f64,
     pub text: String,
+    #[serde(default)]
+    pub avg_logprob: f32,
+    #[serde(default)]
+    pub no_speech_prob: f32,
+    #[serde(default)]
+    pub compression_ratio: f32,
+    #[serde(default)]
+    pub language: String,
 }
 
 /// A guard's judgement.
@@ -77,6 +85,9 @@ pub struct Guard {
     pub model: ModelRef,
     /// Probability that it should act; nothing if it could not judge.
     pub score: Option<f32>,
+    /// Why it could not judge.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
     /// Score from which it acts.
     pub threshold: f32,
     /// Whether it did.
@@ -142,6 +153,9 @@ pub struct Answer {
     pub text: String,
     /// Who wrote it.
     pub model: ModelRef,
+    /// Senses whose words it was written from.
+    #[serde(default)]
+    pub evidence: Vec<Modality>,
     /// For readers who cannot see the image.
     pub alternative_text: String,
     /// For readers who cannot hear the clip.

@@ -107,8 +107,8 @@ impl Claim {
         self.key
     }
 
-    /// Gives the value to those who wait.
-    pub(super) fn land(mut self, value: &Bytes) {
+    /// Gives the value to those who wait, and to nobody after them.
+    pub fn land(mut self, value: &Bytes) {
         self.is_over = true;
         for waiter in self.flights.end(self.key) {
             // one that has turned away needs it no more

@@ -120,9 +120,11 @@ fn forward(args: &Args, manifest: &Manifest, engine: &mut dyn Engine) -> serde_j
             let mel: Vec<f32> = mels.iter().flat_map(|mel| mel.to_f32().unwrap()).collect();
             let mel = Tensor::from_f32(vec![rows, 80, 3000], &mel).unwrap();
             let language = Tensor::from_i64(vec![rows], &vec![-1; args.batch]).unwrap();
-            let tokens = support::call(engine, vec![mel.clone(), language.clone()]).tensors.remove(0);
+            let greedy = Tensor::from_f32(vec![rows], &vec![0.0; args.batch]).unwrap();
+            let input = vec![mel, language, greedy];
+            let tokens = support::call(engine, input.clone()).tensors.remove(0);
             let decoded = tokens.to_i64().unwrap().iter().filter(|&&token| token >= 0).count();
-            let (calls, best) = measure(args, engine, &[vec![mel, language]]);
+            let (calls, best) = measure(args, engine, &[input]);
             let audio = calls * args.mel_seconds * args.batch as f64;
             json!({"clips_per_s": calls * args.batch as f64, "audio_s_per_s": audio, "best_core_s": best, "tokens": decoded})
         }

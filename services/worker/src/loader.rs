@@ -32,7 +32,7 @@ pub struct Options {
 /// Makes engines out of folders of the model repository: libtorch architectures, TorchScript and built-ins.
 #[derive(Debug)]
 pub struct TchLoader {
-    threads: i32,
+    threads: usize,
 }
 
 impl TchLoader {
@@ -42,7 +42,7 @@ impl TchLoader {
         INTER_OP.call_once(|| tch::set_num_interop_threads(1));
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let threads = if options.intra_op_threads == 0 { cores } else { options.intra_op_threads };
-        Self { threads: i32::try_from(threads).unwrap_or(i32::MAX) }
+        Self { threads }
     }
 
     fn tch(&self, manifest: &Manifest, directory: &Path, device: Device) -> Result<Model, Error> {
@@ -88,9 +88,8 @@ impl engine::Loader for TchLoader {
                 ))),
             };
         }
-        // the setting belongs to the calling thread: each device thread has an OpenMP team of its own
-        tch::set_num_threads(self.threads);
-        let _team = Team;
+        // each device thread has an OpenMP team of its own
+        let _team = Team::hire(self.threads);
         let _guard = tch::no_grad_guard();
         let load = || {
             let device = device::choose(&manifest.replicas.device)?;

@@ -84,7 +84,7 @@ impl<N: Network> Served<N> {
 
 impl<N: Network> Engine for Served<N> {
     fn forward(&mut self, batch: Batch, pulse: &dyn Pulse) -> Result<Outputs, engine::Error> {
-        let _team = Team;
+        let _team = Team::gather();
         let _guard = tch::no_grad_guard();
         Ok(self.run(&batch, pulse)?)
     }

@@ -1,31 +1,28 @@
 //! Bytes to mono samples.
 
-use std::io::Cursor;
-
-use symphonia::core::audio::GenericAudioBufferRef;
-use symphonia::core::codecs::audio::{AudioDecoder, AudioDecoderOptions};
 use symphonia::core::errors::Error as Fault;
-use symphonia::core::formats::probe::Hint;
-use symphonia::core::formats::{FormatOptions, FormatReader, TrackType};
-use symphonia::core::io::MediaSourceStream;
-use symphonia::core::meta::MetadataOptions;
+use symphonia::core::formats::{FormatReader, Track};
 
-use super::{Clip, Error, Length, Limits};
+use super::mix::{BLOCK, Mix};
+use super::track::{Heard, choose};
+use super::{Clip, Error, Length, Limits, found, source};
 
 /// Rates outside are refused: the lowest is half of telephony's, the highest the fastest of studio recordings.
-const RATES: std::ops::RangeInclusive<u32> = 4_000..=192_000;
+pub(super) const RATES: std::ops::RangeInclusive<u32> = 4_000..=192_000;
 
 /// Corrupt packets that are skipped before their share of the clip counts.
 const FORGIVEN_PACKETS: usize = 4;
 
 /// Decodes a clip to mono samples at its own rate.
 ///
-/// The container is told from the content: WAV (integer and float PCM, A-law, µ-law), FLAC, MP3, OGG/Vorbis, AAC in
-/// M4A or ADTS. Channels are averaged. Samples are clamped to -1..=1 and those that are not numbers become 0, as
-/// happens to them on the way through 16-bit PCM, which is how the speech models' own loaders read files.
+/// The container and the codec are told from the content; `docs/MEDIA.md` lists what is read. Of HE-AAC the core is
+/// decoded, at half of its rate. Channels are mixed so that none cancels another: in opposite phase they are brought
+/// into the same, silent ones do not make the others fainter, and a centre keeps its level. Samples are clamped to
+/// -1..=1 and those that are not numbers become 0, as happens to them on the way through 16-bit PCM, which is how the
+/// speech models' own loaders read files.
 ///
 /// A corrupt packet is skipped; more than a fifth of them make the clip undecodable. A clip whose end is cut off is
-/// decoded up to there.
+/// decoded up to there, and a WAV whose header counts wrongly to the end of what is there.
 ///
 /// # Errors
 ///
@@ -37,7 +34,8 @@ pub fn decode(bytes: &[u8], limits: &Limits) -> Result<Clip, Error> {
 }
 
 /// How long a clip will be, told from its header: what decoding it takes can be told before it is decoded. Where the header
-/// says nothing, the length is guessed from the number of bytes, at the bit rate of poor speech.
+/// says nothing, as in what a browser records, the length is guessed from the number of bytes, at the bit rate of poor
+/// speech.
 ///
 /// # Errors
 ///
@@ -57,10 +55,8 @@ fn guarded<T>(
     if bytes.len() > limits.max_bytes {
         return Err(Error::TooManyBytes { bytes: bytes.len(), limit: limits.max_bytes });
     }
-    // A header can still overflow the demuxers' arithmetic (seen: a WAV of 32 channels with an empty channel mask, where
-    // overflow checks are on). That is a broken clip, not a broken server.
-    std::panic::catch_unwind(read)
-        .unwrap_or_else(|_| Err(Error::UnknownFormat { bytes: bytes.len(), reason: "its decoder panicked".to_owned() }))
+    // Decoders of strangers' bytes may panic. That is a broken clip, not a broken server.
+    std::panic::catch_unwind(read).unwrap_or_else(|_| Err(Error::Panicked { bytes: bytes.len() }))
 }
 
 /// Bits of a second of poor speech.
@@ -71,30 +67,54 @@ const USUAL_RATE: u32 = 48_000;
 const ENCODER_PADDING: f64 = 1.0;
 
 fn length_unguarded(bytes: &[u8]) -> Result<Length, Error> {
-    let reader = probe(bytes)?;
-    let track = reader.default_track(TrackType::Audio);
-    let rate = track.and_then(|track| track.codec_params.as_ref()?.audio()?.sample_rate).unwrap_or(USUAL_RATE);
-    let sample_rate = rate.clamp(*RATES.start(), *RATES.end());
+    let reader = open(bytes)?;
+    let (track, heard) = hear(reader.as_ref(), bytes)?;
+    let params = heard.decoder.codec_params();
+    let sample_rate = params.sample_rate.unwrap_or(USUAL_RATE).clamp(*RATES.start(), *RATES.end());
+    let channels = params.channels.as_ref().map_or(2, |channels| channels.count());
     let guessed = bytes.len() as f64 * 8.0 / POOR_BIT_RATE;
-    let told = track.and_then(|track| track.num_frames).map(|frames| frames as f64 / f64::from(sample_rate));
-    Ok(Length { seconds: told.unwrap_or(guessed) + ENCODER_PADDING, sample_rate })
+    let seconds = told(reader.as_ref(), track).unwrap_or(guessed) + ENCODER_PADDING;
+    // two blocks: the one that is gathered, and the packet that fills it
+    let working_bytes = (f64::from(sample_rate) * 2.0 * BLOCK) as u64 * 4 * channels as u64;
+    Ok(Length { seconds, sample_rate, working_bytes })
 }
 
-fn probe(bytes: &[u8]) -> Result<Box<dyn FormatReader + '_>, Error> {
-    let stream = MediaSourceStream::new(Box::new(Cursor::new(bytes)), Default::default());
-    symphonia::default::get_probe()
-        .probe(&Hint::new(), stream, FormatOptions::default(), MetadataOptions::default())
-        .map_err(|fault| Error::UnknownFormat { bytes: bytes.len(), reason: fault.to_string() })
+/// Seconds that the header tells: of the track, or of all of the file.
+fn told(reader: &dyn FormatReader, track: &Track) -> Option<f64> {
+    let of_track = track.duration.zip(track.time_base);
+    let media = reader.media_info();
+    let (duration, base) = of_track.or(media.duration.zip(media.time_base))?;
+    let seconds = base.calc_duration(duration)?.as_secs_f64();
+    // a recording whose end was not known when its header was written
+    (seconds > 0.0).then_some(seconds)
+}
+
+fn open(bytes: &[u8]) -> Result<Box<dyn FormatReader + '_>, Error> {
+    let content = source::without_tags(bytes);
+    let refused = |found| Error::Unsupported { bytes: bytes.len(), found };
+    if let Some(found) = found::refused(content) {
+        return Err(refused(found));
+    }
+    if let Some(reason) = source::absurd(content) {
+        return Err(Error::UnknownFormat { bytes: bytes.len(), reason: reason.to_owned() });
+    }
+    source::open(content).map_err(|fault| match found::no_audio(content) {
+        Some(found) => refused(found),
+        None => Error::UnknownFormat { bytes: bytes.len(), reason: fault.to_string() },
+    })
+}
+
+fn hear<'a>(reader: &'a dyn FormatReader, bytes: &[u8]) -> Result<(&'a Track, Heard), Error> {
+    choose(reader, bytes).map_err(|found| Error::Unsupported { bytes: bytes.len(), found })
 }
 
 fn decode_unguarded(bytes: &[u8], limits: &Limits) -> Result<Clip, Error> {
-    let unknown = |fault: Fault| Error::UnknownFormat { bytes: bytes.len(), reason: fault.to_string() };
-    let mut reader = probe(bytes)?;
-    let (mut track, mut decoder) = open(reader.as_ref()).map_err(unknown)?;
+    let mut reader = open(bytes)?;
+    let (_, mut heard) = hear(reader.as_ref(), bytes)?;
 
-    let codec = decoder.codec_info().short_name;
+    let codec = heard.decoder.codec_info().short_name;
     let undecodable = |reason: String| Error::Undecodable { codec, bytes: bytes.len(), reason };
-    let mut mix = Mix::new(limits.max_seconds, codec);
+    let mut mix = Mix::new(limits.max_seconds, codec, heard.skip);
     let (mut good, mut corrupt) = (0_usize, 0_usize);
     let mut last_fault = None;
     loop {
@@ -104,7 +124,8 @@ fn decode_unguarded(bytes: &[u8], limits: &Limits) -> Result<Clip, Error> {
             // Chained OGG: another stream begins. Its rate has to be the same, which `Mix` checks.
             Err(Fault::ResetRequired) => {
                 corrupt += 1;
-                (track, decoder) = open(reader.as_ref()).map_err(|fault| undecodable(fault.to_string()))?;
+                heard = choose(reader.as_ref(), bytes).map_err(undecodable)?.1;
+                mix.skip(heard.skip);
                 continue;
             }
             // Cut off or garbage at the end: what was decoded so far is the clip, if it is anything.
@@ -113,13 +134,15 @@ fn decode_unguarded(bytes: &[u8], limits: &Limits) -> Result<Clip, Error> {
                 break;
             }
         };
-        if packet.track_id != track {
+        if packet.track_id != heard.id {
             continue;
         }
-        match decoder.decode(&packet) {
+        match heard.decoder.decode(&packet) {
             Ok(buffer) => {
                 good += 1;
-                mix.add(&buffer)?;
+                let lasts = usize::try_from(packet.dur.get()).unwrap_or(usize::MAX);
+                let cut = heard.cut_to_duration && lasts > 0;
+                mix.add(&buffer, if cut { lasts } else { usize::MAX })?;
             }
             Err(fault @ (Fault::DecodeError(_) | Fault::IoError(_))) => {
                 corrupt += 1;
@@ -133,74 +156,10 @@ fn decode_unguarded(bytes: &[u8], limits: &Limits) -> Result<Clip, Error> {
         let why = last_fault.map(|fault| format!(", the last: {fault}")).unwrap_or_default();
         return Err(undecodable(format!("{corrupt} of {} packets are corrupt{why}", good + corrupt)));
     }
+    let clip = mix.into_clip(heard.discard);
     match last_fault {
-        Some(fault) if mix.samples.is_empty() => Err(undecodable(fault.to_string())),
-        None if mix.samples.is_empty() => Err(Error::Silent { codec, bytes: bytes.len() }),
-        _ => Ok(mix.into_clip()),
-    }
-}
-
-/// The default audio track's id, and a decoder for it.
-fn open(reader: &dyn FormatReader) -> Result<(u32, Box<dyn AudioDecoder>), Fault> {
-    let track = reader.default_track(TrackType::Audio).ok_or(Fault::Unsupported("no audio track"))?;
-    let codec = track.codec_params.as_ref().and_then(|codec| codec.audio());
-    let codec = codec.ok_or(Fault::Unsupported("audio track of an unknown codec"))?;
-    let decoder = symphonia::default::get_codecs().make_audio_decoder(codec, &AudioDecoderOptions::default())?;
-    Ok((track.id, decoder))
-}
-
-/// Mono samples in the making.
-struct Mix {
-    samples: Vec<f32>,
-    sample_rate: u32,
-    channels: usize,
-    codec: &'static str,
-    max_seconds: f64,
-    /// Interleaved samples of one packet, kept for the next.
-    packet: Vec<f32>,
-}
-
-impl Mix {
-    fn new(max_seconds: f64, codec: &'static str) -> Self {
-        Self { samples: Vec::new(), sample_rate: 0, channels: 0, codec, max_seconds, packet: Vec::new() }
-    }
-
-    fn add(&mut self, buffer: &GenericAudioBufferRef<'_>) -> Result<(), Error> {
-        let rate = buffer.spec().rate();
-        let channels = buffer.spec().channels().count();
-        if buffer.frames() == 0 || channels == 0 {
-            return Ok(());
-        }
-        if !RATES.contains(&rate) || (self.sample_rate != 0 && rate != self.sample_rate) {
-            let (min, max) = if self.sample_rate == 0 {
-                (*RATES.start(), *RATES.end())
-            } else {
-                (self.sample_rate, self.sample_rate)
-            };
-            return Err(Error::SampleRate { codec: self.codec, rate, min, max });
-        }
-        self.sample_rate = rate;
-        self.channels = self.channels.max(channels);
-        if (self.samples.len() + buffer.frames()) as f64 > self.max_seconds * f64::from(rate) {
-            return Err(Error::TooLong { limit: self.max_seconds });
-        }
-        self.packet.resize(buffer.samples_interleaved(), 0.0);
-        buffer.copy_to_slice_interleaved(&mut self.packet);
-        let share = 1.0 / channels as f32;
-        self.samples.extend(self.packet.chunks_exact(channels).map(|frame| {
-            let mean = frame.iter().sum::<f32>() * share;
-            if mean.is_nan() { 0.0 } else { mean.clamp(-1.0, 1.0) }
-        }));
-        Ok(())
-    }
-
-    fn into_clip(self) -> Clip {
-        Clip {
-            seconds: self.samples.len() as f64 / f64::from(self.sample_rate),
-            samples: self.samples,
-            sample_rate: self.sample_rate,
-            channels: self.channels,
-            codec: self.codec,
-        }
+        Some(fault) if clip.samples.is_empty() => Err(undecodable(fault.to_string())),
+        None if clip.samples.is_empty() => Err(Error::Silent { codec, bytes: bytes.len() }),
+        _ => Ok(clip),
     }
 }

@@ -1,11 +1,15 @@
 //! Bytes to upright RGB.
 
+use std::cell::Cell;
 use std::io::Cursor;
 
 use image::metadata::Orientation;
-use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, RgbImage};
+use image::{
+    ColorType, DynamicImage, ExtendedColorType, ImageDecoder, ImageError, ImageFormat, ImageReader, ImageResult,
+    RgbImage,
+};
 
-use super::{Error, Image, Limits};
+use super::{Error, Image, Limits, found, tiff, truncated};
 
 /// Bytes that decoding may hold per allowed pixel: 16-bit RGBA. Only float TIFFs need more, and they still pass
 /// below half of the pixel limit.
@@ -23,11 +27,14 @@ const WORKING_BYTES: u64 = 16 << 20;
 /// Transparency is composited onto white. What lies under a transparent pixel is whatever the encoder left there,
 /// often black or noise that nobody has seen; white is the page on which such an image was seen.
 ///
+/// An image that ends too early is refused, or with [`Limits::allow_truncated`] decoded as far as it came, and says so.
+/// WebP and TIFF are decoded whole or not at all. What follows the end is no concern.
+///
 /// # Errors
 ///
 /// [`Error::TooManyBytes`], [`Error::TooManyPixels`] and [`Error::TooMuchMemory`] before anything of the image's
-/// size is allocated: the header's word is enough to refuse. [`Error::Empty`], [`Error::UnknownFormat`] and
-/// [`Error::Undecodable`] for content that is no image.
+/// size is allocated: the header's word is enough to refuse. [`Error::Truncated`] for one that ends too early, and the
+/// other variants for content that is no image.
 pub fn decode(bytes: &[u8], limits: &Limits) -> Result<Image, Error> {
     guarded(bytes, limits, |format| decode_as(format, bytes, limits))
 }
@@ -68,10 +75,8 @@ fn guarded<T>(
     }
     let format = sniff(bytes)?;
     // Decoders of strangers' bytes do panic now and then. That is a broken image, not a broken server.
-    std::panic::catch_unwind(|| read(format)).unwrap_or_else(|_| {
-        let reason = "its decoder panicked".to_owned();
-        Err(Error::Undecodable { format: name(format), bytes: bytes.len(), reason })
-    })
+    std::panic::catch_unwind(|| read(format))
+        .unwrap_or_else(|_| Err(Error::Panicked { format: name(format), bytes: bytes.len() }))
 }
 
 /// A decoder that has read the header, of an image within the limits.
@@ -79,6 +84,9 @@ fn open<'a>(format: ImageFormat, bytes: &'a [u8], limits: &Limits) -> Result<imp
     let max_alloc = max_alloc(limits);
     let undecodable = |reason: String| Error::Undecodable { format: name(format), bytes: bytes.len(), reason };
 
+    if let Some(absurd) = (format == ImageFormat::Tiff).then(|| tiff::absurd(bytes)).flatten() {
+        return Err(undecodable(absurd));
+    }
     let mut decoder_limits = image::Limits::no_limits();
     decoder_limits.max_alloc = Some(max_alloc);
     let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
@@ -107,10 +115,12 @@ fn max_alloc(limits: &Limits) -> u64 {
 // By value, as `map_err` hands it over.
 #[allow(clippy::needless_pass_by_value)]
 fn refused(format: ImageFormat, bytes: &[u8], limits: &Limits, error: ImageError) -> Error {
+    let cut = truncated::cut(format, bytes);
     let (format, bytes) = (name(format), bytes.len());
-    match error {
-        ImageError::Limits(_) => Error::TooMuchMemory { format, bytes, limit: max_alloc(limits) },
-        other => Error::Undecodable { format, bytes, reason: other.to_string() },
+    match (error, cut) {
+        (ImageError::Limits(_), _) => Error::TooMuchMemory { format, bytes, limit: max_alloc(limits) },
+        (_, Some(cut)) => Error::Truncated { format, bytes, cut },
+        (other, None) => Error::Undecodable { format, bytes, reason: other.to_string() },
     }
 }
 
@@ -118,17 +128,98 @@ fn decode_as(format: ImageFormat, bytes: &[u8], limits: &Limits) -> Result<Image
     let mut decoder = open(format, bytes, limits)?;
     // Broken metadata is no reason to refuse pixels that are fine.
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
+    let ends_early = |cut| Error::Truncated { format: name(format), bytes: bytes.len(), cut };
+    // Of JPEG alone the decoder does not say that the end is missing.
+    let mut cut = if format == ImageFormat::Jpeg { truncated::cut(format, bytes) } else { None };
+    if let Some(cut) = cut.filter(|cut| !limits.allow_truncated || cut.came == Some(0.0)) {
+        return Err(ends_early(cut));
+    }
+    let fault = Cell::new(None);
+    let in_parts = matches!(format, ImageFormat::Png | ImageFormat::Bmp | ImageFormat::Gif);
+    let decoder = Partial { inner: decoder, fault: &fault, keep: in_parts };
     let decoded = DynamicImage::from_decoder(decoder).map_err(|error| refused(format, bytes, limits, error))?;
+    if let Some(Fault { error, gave_anything }) = fault.into_inner() {
+        cut = truncated::cut(format, bytes);
+        let lacks_end_only = format == ImageFormat::Png && cut.is_none() && is_end_of_file(&error);
+        let may_be_kept = cut.is_some() && limits.allow_truncated && gave_anything;
+        if !lacks_end_only && !may_be_kept {
+            return Err(refused(format, bytes, limits, error));
+        }
+    }
     let mut upright = DynamicImage::ImageRgb8(opaque(decoded));
     upright.apply_orientation(orientation);
     let upright = upright.into_rgb8();
-    Ok(Image { width: upright.width(), height: upright.height(), pixels: upright.into_raw() })
+    Ok(Image { width: upright.width(), height: upright.height(), pixels: upright.into_raw(), cut })
+}
+
+fn is_end_of_file(error: &ImageError) -> bool {
+    matches!(error, ImageError::IoError(error) if error.kind() == std::io::ErrorKind::UnexpectedEof)
+}
+
+/// A decoder whose pixels are kept as far as it came before it failed; grey beyond, as zune-jpeg fills it.
+struct Partial<'a, D> {
+    inner: D,
+    fault: &'a Cell<Option<Fault>>,
+    keep: bool,
+}
+
+/// Why a decoder failed.
+struct Fault {
+    error: ImageError,
+    /// Whether it had given a pixel by then.
+    gave_anything: bool,
+}
+
+impl<D: ImageDecoder> ImageDecoder for Partial<'_, D> {
+    fn dimensions(&self) -> (u32, u32) {
+        self.inner.dimensions()
+    }
+
+    fn color_type(&self) -> ColorType {
+        self.inner.color_type()
+    }
+
+    fn original_color_type(&self) -> ExtendedColorType {
+        self.inner.original_color_type()
+    }
+
+    fn read_image(self, pixels: &mut [u8]) -> ImageResult<()> {
+        if !self.keep {
+            return self.inner.read_image(pixels);
+        }
+        let color = self.inner.color_type();
+        let (size, channels) = (usize::from(color.bytes_per_pixel()), usize::from(color.channel_count()));
+        let mut grey = vec![128; size];
+        if color.has_alpha() {
+            grey[size - size / channels..].fill(255);
+        }
+        pixels.chunks_exact_mut(size).for_each(|pixel| pixel.copy_from_slice(&grey));
+        if let Err(error) = self.inner.read_image(pixels) {
+            let gave_anything = pixels.chunks_exact(size).any(|pixel| pixel != grey);
+            // The decoder brings 16-bit numbers into the machine's order when all are there.
+            if size == 2 * channels {
+                pixels.as_chunks_mut().0.iter_mut().for_each(|pair| *pair = u16::from_be_bytes(*pair).to_ne_bytes());
+            }
+            self.fault.set(Some(Fault { error, gave_anything }));
+        }
+        Ok(())
+    }
+
+    fn read_image_boxed(self: Box<Self>, pixels: &mut [u8]) -> ImageResult<()> {
+        (*self).read_image(pixels)
+    }
 }
 
 fn sniff(bytes: &[u8]) -> Result<ImageFormat, Error> {
-    image::guess_format(bytes).ok().filter(|format| name(*format) != "unknown").ok_or_else(|| Error::UnknownFormat {
-        bytes: bytes.len(),
-        start: bytes.iter().take(8).map(|byte| format!("{byte:02x}")).collect(),
+    if let Some(format) = image::guess_format(bytes).ok().filter(|format| name(*format) != "unknown") {
+        return Ok(format);
+    }
+    Err(match found::named(bytes) {
+        Some(found) => Error::Unsupported { bytes: bytes.len(), found },
+        None => Error::UnknownFormat {
+            bytes: bytes.len(),
+            start: bytes.iter().take(8).map(|byte| format!("{byte:02x}")).collect(),
+        },
     })
 }
 

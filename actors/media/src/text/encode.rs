@@ -24,9 +24,19 @@ pub struct Encoded {
     pub truncated: bool,
 }
 
+/// What stands around a text, such as a chat template's turns. Special tokens that it spells are special tokens.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Frame<'a> {
+    /// What stands before the text.
+    pub before: &'a str,
+    /// What stands after it.
+    pub after: &'a str,
+}
+
 impl Tokenizer {
     /// Ids of `text`, at most `max_tokens`, special tokens included. Of a longer text the beginning is kept, with the
-    /// closing special token, if `truncate`.
+    /// closing special token, if `truncate`. A special token that the text spells is text: a stranger's `[SEP]` ends
+    /// nothing.
     ///
     /// A huge text is not read to its end. It is read in prefixes of doubling length until one holds more tokens than
     /// are allowed, and that is exact: text after a cut can only change the words that touch the cut, since normalisers
@@ -38,12 +48,77 @@ impl Tokenizer {
     /// [`Error::TooManyTokens`] if there are more and `truncate` is false; [`Error::Sparse`] if a quarter of
     /// a megabyte of the text holds no `max_tokens` tokens; [`Error::NoRoom`] if `max_tokens` does not exceed the special tokens.
     pub fn encode(&self, text: &str, max_tokens: usize, truncate: bool) -> Result<Encoded, Error> {
-        let room = max_tokens
-            .checked_sub(self.added)
-            .filter(|room| *room > 0)
-            .ok_or(Error::NoRoom { limit: max_tokens, added: self.added })?;
-        let (mut content, exact) = self.beginning(text, room)?;
-        let total = content.len() + self.added;
+        self.encode_framed(text, Frame::default(), max_tokens, truncate)
+    }
+
+    /// The same within a frame, of which nothing is ever cut.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`encode`](Self::encode); [`Error::NoRoom`] if the frame leaves none.
+    pub fn encode_framed(
+        &self,
+        text: &str,
+        frame: Frame<'_>,
+        max_tokens: usize,
+        truncate: bool,
+    ) -> Result<Encoded, Error> {
+        let part = |part: &str| match part {
+            "" => Ok(Encoding::default()),
+            part => self.control().encode_fast(part, false).map_err(failed),
+        };
+        let (before, after) = (part(frame.before)?, part(frame.after)?);
+        let around = self.added + before.len() + after.len();
+        let (content, cut) = self.within(&self.inner, text, around, max_tokens, truncate)?;
+        let whole = Encoding::merge([before, content, after], false);
+        let encoding = self.inner.post_process(whole, None, true).map_err(failed)?;
+        Ok(Encoded { ids: encoding.get_ids().to_vec(), ..cut })
+    }
+
+    /// Ids of a text that is all the caller's own, whose special tokens are special tokens.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`encode`](Self::encode).
+    pub fn encode_raw(&self, text: &str, max_tokens: usize, truncate: bool) -> Result<Encoded, Error> {
+        let (content, cut) = self.within(self.control(), text, self.added, max_tokens, truncate)?;
+        let encoding = self.inner.post_process(content, None, true).map_err(failed)?;
+        Ok(Encoded { ids: encoding.get_ids().to_vec(), ..cut })
+    }
+
+    /// Ids of all of a text, in windows of at most `width` ids, special tokens included, of which each begins in the
+    /// middle of the one before.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TooManyTokens`] if there are more than `max_tokens` in all; [`Error::Sparse`] and [`Error::NoRoom`] as
+    /// [`encode`](Self::encode) does.
+    pub fn windows(&self, text: &str, width: usize, max_tokens: usize) -> Result<Vec<Vec<u32>>, Error> {
+        let room = width.checked_sub(self.added).filter(|room| *room > 1);
+        let room = room.ok_or(Error::NoRoom { limit: width, added: self.added })?;
+        let (mut content, _) = self.within(&self.inner, text, self.added, max_tokens, false)?;
+        content.truncate(room, room / 2, TruncationDirection::Right);
+        let rest = content.take_overflowing();
+        let framed = [content].into_iter().chain(rest).map(|window| {
+            let encoding = self.inner.post_process(window, None, true).map_err(failed)?;
+            Ok(encoding.get_ids().to_vec())
+        });
+        framed.collect()
+    }
+
+    /// Tokens of the text, at most `max_tokens` with those `around` it, and what had to be cut for that; no ids.
+    fn within(
+        &self,
+        tokenizer: &tokenizers::Tokenizer,
+        text: &str,
+        around: usize,
+        max_tokens: usize,
+        truncate: bool,
+    ) -> Result<(Encoding, Encoded), Error> {
+        let room = max_tokens.checked_sub(around).filter(|room| *room > 0);
+        let room = room.ok_or(Error::NoRoom { limit: max_tokens, added: around })?;
+        let (mut content, exact) = beginning(tokenizer, text, room)?;
+        let total = content.len() + around;
         let truncated = total > max_tokens;
         if truncated && !truncate {
             return Err(Error::TooManyTokens { bytes: text.len(), tokens: total, exact, limit: max_tokens });
@@ -53,32 +128,31 @@ impl Tokenizer {
             // What was cut off is kept in there and would be post-processed too.
             content.take_overflowing();
         }
-        let encoding = self.inner.post_process(content, None, true).map_err(failed)?;
-        Ok(Encoded { ids: encoding.get_ids().to_vec(), total, exact, truncated })
+        Ok((content, Encoded { ids: Vec::new(), total, exact, truncated }))
     }
+}
 
-    /// Tokens of as much of `text` as decides about `room` of them, without special ones; whether it is all of it.
-    fn beginning(&self, text: &str, room: usize) -> Result<(Encoding, bool), Error> {
-        let first = WHOLE_BYTES.max(room.saturating_mul(BYTES_PER_TOKEN));
-        let furthest = FURTHEST_BYTES.max(first.saturating_mul(4));
-        let mut read = first;
-        while read < text.len() {
-            let cut = text.floor_char_boundary(read);
-            let encoding = self.inner.encode(&text[..cut], false).map_err(failed)?;
-            let settled = settled(&encoding);
-            if settled > room {
-                let mut encoding = encoding;
-                encoding.truncate(settled, 0, TruncationDirection::Right);
-                encoding.take_overflowing();
-                return Ok((encoding, false));
-            }
-            if read >= furthest {
-                return Err(Error::Sparse { bytes: text.len(), tokens: encoding.len(), read: cut });
-            }
-            read = read.saturating_mul(2);
+/// Tokens of as much of `text` as decides about `room` of them, without special ones; whether it is all of it.
+fn beginning(tokenizer: &tokenizers::Tokenizer, text: &str, room: usize) -> Result<(Encoding, bool), Error> {
+    let first = WHOLE_BYTES.max(room.saturating_mul(BYTES_PER_TOKEN));
+    let furthest = FURTHEST_BYTES.max(first.saturating_mul(4));
+    let mut read = first;
+    while read < text.len() {
+        let cut = text.floor_char_boundary(read);
+        let encoding = tokenizer.encode(&text[..cut], false).map_err(failed)?;
+        let settled = settled(&encoding);
+        if settled > room {
+            let mut encoding = encoding;
+            encoding.truncate(settled, 0, TruncationDirection::Right);
+            encoding.take_overflowing();
+            return Ok((encoding, false));
         }
-        Ok((self.inner.encode_fast(text, false).map_err(failed)?, true))
+        if read >= furthest {
+            return Err(Error::Sparse { bytes: text.len(), tokens: encoding.len(), read: cut });
+        }
+        read = read.saturating_mul(2);
     }
+    Ok((tokenizer.encode_fast(text, false).map_err(failed)?, true))
 }
 
 /// Tokens of a prefix that no text after it can change: those before its last two words.

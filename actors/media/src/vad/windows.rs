@@ -33,6 +33,12 @@ pub fn windows(segments: &[Segment], probabilities: &[f32], total_samples: usize
     windows
 }
 
+/// Where a window is best cut in two: in the middle of its least probable chunk between its first and its last quarter.
+pub fn middle(window: Window, probabilities: &[f32]) -> usize {
+    let quarter = (window.end - window.start) / 4;
+    quietest(probabilities, window.start + quarter, window.end - quarter)
+}
+
 /// The middle of the least probable chunk that lies within `from..to`, the last of equals; `to` if none does.
 fn quietest(probabilities: &[f32], from: usize, to: usize) -> usize {
     let chunks = from.div_ceil(CHUNK)..(to / CHUNK).min(probabilities.len());
@@ -67,6 +73,13 @@ mod tests {
         let got = windows(&[Segment { start: 0, end: 2000 * CHUNK }], &probabilities, 2000 * CHUNK);
         assert_eq!(got[0], Window { start: 0, end: 700 * CHUNK + CHUNK / 2 });
         assert_eq!(got[1].start, got[0].end);
+    }
+
+    #[test]
+    fn a_window_is_cut_where_it_is_quietest() {
+        let mut probabilities = vec![0.9; 400];
+        (probabilities[5], probabilities[130], probabilities[399]) = (0.0, 0.2, 0.0);
+        assert_eq!(middle(Window { start: 0, end: 400 * CHUNK }, &probabilities), 130 * CHUNK + CHUNK / 2);
     }
 
     proptest! {

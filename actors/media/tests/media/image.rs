@@ -7,7 +7,7 @@ use sensorium_media::image::{Channels, Error, Filter, Image, Limits, Preprocess,
 
 use crate::fixture;
 
-const LIMITS: Limits = Limits { max_bytes: 16 << 20, max_pixels: 64_000_000 };
+const LIMITS: Limits = Limits { max_bytes: 16 << 20, max_pixels: 64_000_000, allow_truncated: false };
 
 fn pixel(image: &Image, x: u32, y: u32) -> [u8; 3] {
     let at = (y * image.width + x) as usize * 3;
@@ -113,14 +113,48 @@ fn limits_are_told_apart_from_broken_content() {
     assert!(decode(&bytes, &Limits { max_pixels: 24 * 16, ..LIMITS }).is_ok());
 
     assert!(matches!(decode(b"", &LIMITS), Err(Error::Empty)));
-    let error = decode(b"not an image at all", &LIMITS).unwrap_err();
-    assert!(matches!(error, Error::UnknownFormat { .. }) && !error.is_over_limit(), "{error}");
+    let error = decode(b"\x07not an image at all", &LIMITS).unwrap_err();
+    assert!(
+        matches!(error, Error::Unsupported { .. } | Error::UnknownFormat { .. }) && !error.is_over_limit(),
+        "{error}"
+    );
     let error = decode(&bytes[..bytes.len() / 2], &LIMITS).unwrap_err();
-    assert!(matches!(error, Error::Undecodable { format: "PNG", .. }) && !error.is_over_limit(), "{error}");
+    assert!(matches!(error, Error::Truncated { format: "PNG", .. }) && !error.is_over_limit(), "{error}");
 }
 
 fn options(resize: u32, crop: u32, filter: Filter) -> Preprocess {
     Preprocess { resize, crop, filter, scale: 1.0, mean: [0.0; 3], std: [1.0; 3], channels: Channels::Rgb }
+}
+
+#[test]
+fn what_is_not_read_is_refused_by_name() {
+    let boxed = |brand: &[u8; 4]| [b"\0\0\0\x18ftyp", &brand[..], b"\0\0\0\0mif1", brand].concat();
+    let named = [
+        (boxed(b"heic"), "HEIC"),
+        (boxed(b"mif1"), "HEIF"),
+        (boxed(b"avif"), "AVIF"),
+        (b"\xff\x0a\xfa\x0f\x10\x00".to_vec(), "JPEG XL"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n\0\0\0\x14ftypjxl ".to_vec(), "JPEG XL"),
+        (b"\0\0\0\x0cjP  \r\n\x87\n\0\0\0\x14ftypjp2 ".to_vec(), "JPEG 2000"),
+        (b"\xff\x4f\xff\x51\0\x2f\0\0\0\0".to_vec(), "JPEG 2000"),
+        (b"8BPS\0\x01\0\0\0\0\0\0\0\x03".to_vec(), "PSD"),
+        (b"<?xml version=\"1.0\"?><svg xmlns=\"http://www.w3.org/2000/svg\"></svg>".to_vec(), "SVG"),
+        (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3".to_vec(), "PDF"),
+        (b"\0\0\x01\0\x01\0\x10\x10\0\0\x01\0".to_vec(), "ICO"),
+        (fixture("video.mp4"), "MP4, a video"),
+        (fixture("opus.webm"), "WebM, a video"),
+        (fixture("flac-16k.flac"), "FLAC, a clip"),
+        (b"a line of text".to_vec(), "text"),
+        (b"<!DOCTYPE html><html><head><title>404</title></head></html>".to_vec(), "HTML"),
+    ];
+    for (bytes, expected) in named {
+        for error in [decode(&bytes, &LIMITS).unwrap_err(), decoded_bytes(&bytes, &LIMITS).unwrap_err()] {
+            let Error::Unsupported { found, .. } = &error else { panic!("{error}, expected {expected}") };
+            assert!(found.starts_with(expected), "{found}, expected {expected}");
+        }
+    }
+    let error = decode(&[7, 8, 9, 200, 1], &LIMITS).unwrap_err();
+    assert!(error.to_string().starts_with("image of 5 bytes starts with 070809c801, expected JPEG"), "{error}");
 }
 
 #[test]
@@ -229,5 +263,5 @@ fn what_an_image_decodes_to_is_told_from_its_header() {
     assert_eq!(told(&progressive), 2 * told(&plain), "a progressive one keeps its coefficients");
     let small = Limits { max_pixels: 100, ..LIMITS };
     assert!(matches!(decoded_bytes(&plain, &small), Err(Error::TooManyPixels { .. })));
-    assert!(matches!(decoded_bytes(b"no image", &LIMITS), Err(Error::UnknownFormat { .. })));
+    assert!(matches!(decoded_bytes(b"no image", &LIMITS), Err(Error::Unsupported { .. })));
 }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::request::{NamedTensor, Parameter, Parameters, Reply};
+use crate::request::{CAME, NamedTensor, Parameter, Parameters, Reply};
 use crate::tensor::{DataType, Tensor};
 
 /// The parameter that lists the rows that were cut, as JSON: `[{"row":0,…}]`.
@@ -64,6 +64,17 @@ impl Entry {
             }
         }
         Some(entries)
+    }
+
+    /// Whether all of the input came. A text of which the end was left out did; a file that ended too early did not, and
+    /// what was seen of it is nobody else's answer.
+    pub(super) fn is_of_whole_input(&self) -> bool {
+        match self.parameters.0.get(TRUNCATED) {
+            Some(Parameter::String(json)) => serde_json::from_str::<Vec<Value>>(json)
+                .is_ok_and(|notes| notes.iter().all(|note| note.get(CAME).is_none())),
+            Some(_) => false,
+            None => true,
+        }
     }
 
     pub(super) fn encode(&self) -> Bytes {

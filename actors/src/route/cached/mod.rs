@@ -137,13 +137,10 @@ impl Plan {
             fail(claims);
             return compute(request.clone()).await.map(Computed::Whole);
         };
-        let mut computed = Vec::with_capacity(made.len());
-        for ((row, claim), entry) in claims.into_iter().zip(made) {
-            let value = entry.encode();
-            entries[row] = Some(value.clone());
-            computed.push((claim, value));
+        let (rows, claims): (Vec<usize>, Vec<Claim>) = claims.into_iter().unzip();
+        for (row, value) in rows.into_iter().zip(fulfil(cache, claims, made)) {
+            entries[row] = Some(value);
         }
-        cache.fulfil(computed);
         Ok(Computed::Rows)
     }
 }
@@ -181,11 +178,26 @@ fn part(request: &Request, wanted: &[usize]) -> Result<Request> {
 /// Keeps an answer to all rows of a request, as far as it can be taken apart.
 fn keep(cache: &Cache, claims: Vec<(usize, Claim)>, reply: &Reply) {
     match Entry::of_rows(reply, claims.len()) {
-        Some(entries) => {
-            cache.fulfil(claims.into_iter().zip(entries).map(|((_, claim), entry)| (claim, entry.encode())).collect());
-        }
+        Some(entries) => drop(fulfil(cache, claims.into_iter().map(|(_, claim)| claim).collect(), entries)),
         None => fail(claims),
     }
+}
+
+/// Keeps what may be kept, and gives the rest to those who wait for it and to nobody after them.
+fn fulfil(cache: &Cache, claims: Vec<Claim>, entries: Vec<Entry>) -> Vec<Bytes> {
+    let mut kept = Vec::with_capacity(claims.len());
+    let mut values = Vec::with_capacity(claims.len());
+    for (claim, entry) in claims.into_iter().zip(entries) {
+        let value = entry.encode();
+        values.push(value.clone());
+        if entry.is_of_whole_input() {
+            kept.push((claim, value));
+        } else {
+            claim.land(&value);
+        }
+    }
+    cache.fulfil(kept);
+    values
 }
 
 /// One answer from those of its rows; nothing if they do not fit together.
@@ -247,7 +259,8 @@ mod tests {
         Request { inputs, ..Request::of_bytes("m", "text", "") }
     }
 
-    /// The lengths of the texts; those of 5 bytes and more are said to be cut. Notes what it was asked.
+    /// The lengths of the texts; those of 5 bytes and more are said to be cut, and `cut` to have ended too early. Notes what
+    /// it was asked.
     async fn lengths(asked: &Mutex<Vec<usize>>, request: Request) -> Result<Reply> {
         let texts = request.inputs[0].tensor.elements().unwrap();
         asked.lock().unwrap().push(texts.len());
@@ -257,8 +270,11 @@ mod tests {
         }
         let values: Vec<f32> = texts.iter().map(|text| text.len() as f32).collect();
         let cut: Vec<_> = (0..texts.len())
-            .filter(|&row| texts[row].len() >= 5)
-            .map(|row| serde_json::json!({"row": row, "limit": 4}))
+            .filter(|&row| texts[row].len() >= 5 || &texts[row][..] == b"cut")
+            .map(|row| match &texts[row][..] {
+                b"cut" => serde_json::json!({"row": row, "came": 0.5}),
+                _ => serde_json::json!({"row": row, "limit": 4}),
+            })
             .collect();
         let mut parameters = Parameters::default();
         if !cut.is_empty() {
@@ -334,6 +350,26 @@ mod tests {
             let error = ask(&cache, &asked, &["a", "bad"]).await.unwrap_err();
             assert!(error.to_string().starts_with("text[1]"), "{error}");
         }
+    }
+
+    #[tokio::test]
+    async fn what_ended_too_early_is_given_but_not_kept() {
+        let (cache, asked) = (cache(), Mutex::default());
+        let cut = |row: usize| format!(r#"[{{"came":0.5,"row":{row}}}]"#);
+        for (texts, row, computed) in [
+            (&["cut"][..], 0, 1),
+            (&["cut"], 0, 1),
+            (&["a", "cut"], 1, 2),
+            (&["a", "cut"], 1, 1),
+            (&["bb", "a", "cut"], 2, 2),
+        ] {
+            let reply = ask(&cache, &asked, texts).await.unwrap();
+            assert_eq!(told(&reply).1, Some(cut(row).as_str()), "{texts:?}");
+            assert_eq!(asked.lock().unwrap().pop(), Some(computed), "{texts:?}");
+        }
+        // those who ask at the same time share it
+        let replies = join_all((0..9).map(|_| ask(&cache, &asked, &["cut"]))).await;
+        assert!(replies.iter().all(|reply| told(reply.as_ref().unwrap()).1.is_some()));
     }
 
     #[tokio::test]

@@ -110,6 +110,7 @@ pub fn result(report: report::Report) -> UnderstandResult {
             prompt_tokens: count(answer.prompt_tokens),
             completion_tokens: count(answer.completion_tokens),
             reason: answer.reason,
+            evidence: answer.evidence.into_iter().map(|sense| modality(sense).into()).collect(),
         }),
         degraded: report.degraded,
         timings: timings.collect(),
@@ -134,6 +135,10 @@ fn branch(branch: report::Branch) -> Branch {
         start_seconds: segment.start,
         end_seconds: segment.end,
         text: segment.text,
+        avg_logprob: segment.avg_logprob,
+        no_speech_prob: segment.no_speech_prob,
+        compression_ratio: segment.compression_ratio,
+        language: segment.language,
     });
     let guards = branch.guards.into_iter().map(|guard| Guard {
         model: Some(model(guard.model)),
@@ -141,6 +146,7 @@ fn branch(branch: report::Branch) -> Branch {
         threshold: guard.threshold,
         triggered: guard.triggered,
         blocked: guard.blocked,
+        reason: guard.reason,
     });
     Branch {
         modality: modality(branch.modality).into(),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use futures::{Stream, StreamExt};
 use sensorium_actors::error::{Error, Result};
 use sensorium_actors::request::{Context, Parameter, Request};
-use sensorium_actors::understand::{Event, answer, ensemble};
+use sensorium_actors::understand::{Event, ensemble, evidence};
 use sensorium_proto::v1::{FinishReason, GenerateRequest, GenerateResponse, ModelRef, UnderstandRequest};
 
 use super::convert;
@@ -66,7 +66,7 @@ async fn listen(door: &Door, parts: Vec<sensorium_proto::v1::Part>, context: &Co
     let mut events = Box::pin(door.understanding.run(input, context.clone())?);
     while let Some(event) = events.next().await {
         if let Event::Done(report) = event? {
-            let evidence = answer::evidence(&report.branches);
+            let evidence = evidence::evidence(&report.branches);
             if evidence.is_empty() {
                 let silent = report.branches.iter().map(|branch| format!("{}: {}", branch.modality, branch.reason));
                 let message = format!("no part says anything: {}", silent.collect::<Vec<_>>().join("; "));

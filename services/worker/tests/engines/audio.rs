@@ -36,7 +36,9 @@ fn transcribe(engine: &mut dyn Engine, windows: &[Vec<f32>], language: i64) -> V
     let n = windows.len();
     let mel: Vec<f32> = windows.iter().flat_map(|samples| log_mel(samples, 80).to_f32().unwrap()).collect();
     let mel = Tensor::from_f32(vec![n as i64, 80, 3000], &mel).unwrap();
-    let outputs = call(engine, vec![mel, Tensor::from_i64(vec![n as i64], &vec![language; n]).unwrap()]).tensors;
+    let languages = Tensor::from_i64(vec![n as i64], &vec![language; n]).unwrap();
+    let outputs = call(engine, vec![mel, languages, temperatures(&vec![0.0; n])]).tensors;
+    assert_eq!(outputs[6].to_i64().unwrap(), vec![0; n], "the model ended all of them");
     let (tokens, width) = (outputs[0].to_i64().unwrap(), outputs[0].shape()[1] as usize);
     let features = outputs[4].to_f32().unwrap();
     (0..n)
@@ -48,6 +50,10 @@ fn transcribe(engine: &mut dyn Engine, windows: &[Vec<f32>], language: i64) -> V
             feature: features[row * features.len() / n..(row + 1) * features.len() / n].to_vec(),
         })
         .collect()
+}
+
+fn temperatures(values: &[f32]) -> Tensor {
+    Tensor::from_f32(vec![values.len() as i64], values).unwrap()
 }
 
 /// Lower-case words, as the transcripts of the recordings have them.
@@ -153,9 +159,30 @@ fn silence_is_no_speech() {
 #[test]
 fn whisper_names_a_bad_language() {
     let mut engine = engine("whisper-base", None);
-    let tensors = vec![log_mel(&[], 80), Tensor::from_i64(vec![1], &[17]).unwrap()];
-    let error = engine.forward(Batch { tensors, rows: 1 }, &Calm).unwrap_err();
+    let mut refusal = |language: i64, temperature: f32| {
+        let language = Tensor::from_i64(vec![1], &[language]).unwrap();
+        let tensors = vec![log_mel(&[], 80), language, temperatures(&[temperature])];
+        engine.forward(Batch { tensors, rows: 1 }, &Calm).unwrap_err()
+    };
+    let error = refusal(17, 0.0);
     assert!(matches!(&error, Error::Input(message) if message.contains("50259 to 50357")), "{error}");
+    let error = refusal(ENGLISH, -1.0);
+    assert!(matches!(&error, Error::Input(message) if message.contains("temperature -1")), "{error}");
+}
+
+#[test]
+fn whisper_tells_how_sure_it_is_of_the_language_and_samples_alike() {
+    let mut engine = engine("whisper-base", Some(Dtype::F32));
+    let mut call_at = |temperature: f32| {
+        let language = Tensor::from_i64(vec![1], &[-1]).unwrap();
+        call(engine.as_mut(), vec![log_mel(&recording("0880"), 80), language, temperatures(&[temperature])]).tensors
+    };
+    let greedy = call_at(0.0);
+    let probabilities = greedy[5].to_f32().unwrap();
+    assert!((probabilities.iter().sum::<f32>() - 1.0).abs() < 1e-3 && probabilities[0] > 0.9, "{probabilities:?}");
+    let (one, other) = (call_at(1.0), call_at(1.0));
+    assert_eq!(one[0].to_i64().unwrap(), other[0].to_i64().unwrap());
+    assert!(one[1].to_f32().unwrap()[0] <= greedy[1].to_f32().unwrap()[0], "what is sampled is no likelier");
 }
 
 #[derive(Deserialize)]

@@ -26,7 +26,7 @@ pub struct InferArgs {
     /// A picture: JPEG, PNG, WebP, GIF, BMP or TIFF.
     #[arg(long)]
     image: Option<PathBuf>,
-    /// A clip: WAV, FLAC, MP3, OGG/Vorbis, AAC or M4A.
+    /// A clip: WAV, AIFF, CAF, FLAC, MP3, AAC, M4A, Ogg, WebM or Matroska.
     #[arg(long)]
     audio: Option<PathBuf>,
     /// What to answer. Left out: the text, or what is going on.

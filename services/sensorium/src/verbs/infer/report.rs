@@ -53,6 +53,10 @@ struct Segment {
     start_seconds: f64,
     end_seconds: f64,
     text: String,
+    avg_logprob: f32,
+    no_speech_prob: f32,
+    compression_ratio: f32,
+    language: String,
 }
 
 #[derive(Serialize)]
@@ -62,6 +66,7 @@ struct Guard {
     threshold: f32,
     triggered: bool,
     blocked: bool,
+    reason: String,
 }
 
 #[derive(Serialize)]
@@ -96,6 +101,7 @@ struct Answer {
     prompt_tokens: u32,
     completion_tokens: u32,
     reason: String,
+    evidence: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -128,6 +134,10 @@ fn branch(branch: v1::Branch) -> Branch {
         start_seconds: segment.start_seconds,
         end_seconds: segment.end_seconds,
         text: segment.text,
+        avg_logprob: segment.avg_logprob,
+        no_speech_prob: segment.no_speech_prob,
+        compression_ratio: segment.compression_ratio,
+        language: segment.language,
     };
     let guard = |guard: v1::Guard| Guard {
         model: guard.model.map(model),
@@ -135,6 +145,7 @@ fn branch(branch: v1::Branch) -> Branch {
         threshold: guard.threshold,
         triggered: guard.triggered,
         blocked: guard.blocked,
+        reason: guard.reason,
     };
     Branch {
         modality,
@@ -172,6 +183,7 @@ fn fusion(fusion: v1::Fusion) -> Fusion {
 
 fn answer(answer: v1::Answer) -> Answer {
     let finish_reason = short(answer.finish_reason().as_str_name());
+    let evidence = answer.evidence().map(|sense| short(sense.as_str_name())).collect();
     Answer {
         text: answer.text,
         model: answer.model.map(model),
@@ -181,6 +193,7 @@ fn answer(answer: v1::Answer) -> Answer {
         prompt_tokens: answer.prompt_tokens,
         completion_tokens: answer.completion_tokens,
         reason: answer.reason,
+        evidence,
     }
 }
 

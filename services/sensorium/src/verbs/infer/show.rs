@@ -66,6 +66,10 @@ impl Screen {
             if !answer.reason.is_empty() {
                 writeln!(out, "  {}", paint(&answer.reason, Style::new().yellow()))?;
             }
+            let evidence: Vec<String> = answer.evidence().map(sense).collect();
+            if !evidence.is_empty() {
+                writeln!(out, "  {}", dim(format!("written from {}", evidence.join(", "))))?;
+            }
             if answer.completion_tokens > 0 {
                 let finish = short(answer.finish_reason().as_str_name());
                 let tokens = format!("{} tokens from {} ({finish})", answer.completion_tokens, answer.prompt_tokens);
@@ -128,8 +132,10 @@ fn branch(out: &mut String, branch: &Branch) -> std::fmt::Result {
 }
 
 fn guard(out: &mut String, guard: &Guard) -> std::fmt::Result {
-    let score = guard.score.map_or_else(|| "no score".to_owned(), |score| format!("{score:.2}"));
-    let score = format!("{score} (acts from {:.2})", guard.threshold);
+    let score = match guard.score {
+        Some(score) => format!("{score:.2} (acts from {:.2})", guard.threshold),
+        None => format!("cannot judge: {}", clean(&guard.reason)),
+    };
     let name = name(guard.model.as_ref());
     match (guard.triggered, guard.blocked) {
         (_, true) => writeln!(out, "  {} {score}", paint(format!("{name} contained it:"), Style::new().red().bold())),

@@ -318,7 +318,7 @@ impl Decoder for Llama {
     }
 
     fn advance(&mut self, feeds: &[Feed<'_>], pulse: &dyn Pulse) -> Result<Vec<Vec<f32>>, engine::Error> {
-        let _team = Team;
+        let _team = Team::gather();
         let _guard = tch::no_grad_guard();
         Ok(self.step(feeds, pulse)?)
     }

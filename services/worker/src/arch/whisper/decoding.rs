@@ -1,4 +1,7 @@
-//! What the next token is: the rules of OpenAI's `decoding.py` for greedy decoding with timestamps, on plain slices.
+//! What the next token is: the rules of OpenAI's `decoding.py` for decoding with timestamps, on plain slices.
+
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
 
 use super::config::Tokens;
 
@@ -8,9 +11,20 @@ const MAX_INITIAL_TIMESTAMP: i64 = 50;
 const LOOP_PHRASE: usize = 24;
 /// …that is repeated at least this often…
 const LOOP_REPEATS: usize = 4;
-/// …over at least this many tokens ends the decoding. Greedy decoding never leaves such a loop. OpenAI's remedy, a
-/// retry at a higher temperature when the text compresses too well, costs several decodings and is random.
-const LOOP_TOKENS: usize = 16;
+/// …over at least this many tokens without a timestamp is a loop, which decoding does not leave. What a speaker repeats
+/// has timestamps between.
+const LOOP_TOKENS: usize = 32;
+
+/// Whether a hypothesis is complete.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ending {
+    /// The model ended it.
+    Stop = 0,
+    /// It has as many tokens as it may.
+    Length = 1,
+    /// It repeated itself.
+    Loop = 2,
+}
 
 /// A hypothesis: what has been decoded of one window.
 #[derive(Debug, Default)]
@@ -20,6 +34,8 @@ pub(super) struct Hypothesis {
     logprobs: Vec<f32>,
     /// Log-probability of the end, or 0 where the decoding was cut short.
     end: f32,
+    /// How it ended; nothing before it has.
+    pub(super) ending: Option<Ending>,
 }
 
 impl Hypothesis {
@@ -27,16 +43,17 @@ impl Hypothesis {
     pub(super) fn push(&mut self, token: i64, logprob: f32, tokens: &Tokens, limit: usize) -> bool {
         if token == tokens.end_of_text {
             self.end = logprob;
+            self.ending = Some(Ending::Stop);
             return true;
         }
         self.tokens.push(token);
         self.logprobs.push(logprob);
-        if let Some(keep) = self.loop_start(tokens) {
-            self.tokens.truncate(keep);
-            self.logprobs.truncate(keep);
-            return true;
+        if self.loops(tokens) {
+            self.ending = Some(Ending::Loop);
+        } else if self.tokens.len() >= limit {
+            self.ending = Some(Ending::Length);
         }
-        self.tokens.len() >= limit
+        self.ending.is_some()
     }
 
     /// Mean log-probability per token, the end included, as Whisper's thresholds expect it.
@@ -44,20 +61,20 @@ impl Hypothesis {
         (self.logprobs.iter().sum::<f32>() + self.end) / (self.logprobs.len() + 1) as f32
     }
 
-    /// Length that leaves one copy of the phrase that the text ends with over and over.
-    fn loop_start(&self, tokens: &Tokens) -> Option<usize> {
-        let text: Vec<(usize, i64)> =
-            self.tokens.iter().copied().enumerate().filter(|(_, token)| *token < tokens.end_of_text).collect();
-        (1..=LOOP_PHRASE).find_map(|period| {
+    /// Whether the text since the last timestamp ends with one phrase over and over.
+    fn loops(&self, tokens: &Tokens) -> bool {
+        let since = self.tokens.iter().rposition(|token| *token >= tokens.end_of_text).map_or(0, |last| last + 1);
+        let text = &self.tokens[since..];
+        (1..=LOOP_PHRASE).any(|period| {
             let repeats = LOOP_REPEATS.max(LOOP_TOKENS.div_ceil(period));
-            let start = text.len().checked_sub(period * repeats)?;
-            let looped = (start + period..text.len()).all(|at| text[at].1 == text[at - period].1);
-            looped.then(|| text[start + period - 1].0 + 1)
+            let Some(start) = text.len().checked_sub(period * repeats) else { return false };
+            (start + period..text.len()).all(|at| text[at] == text[at - period])
         })
     }
 
-    /// The next token and its log-probability, from a row of logits over the vocabulary, which is overwritten.
-    pub(super) fn choose(&self, logits: &mut [f32], tokens: &Tokens) -> (i64, f32) {
+    /// The next token and its log-probability, from a row of logits over the vocabulary, which is overwritten: the
+    /// likeliest one, or one that `dice` choose.
+    pub(super) fn choose(&self, logits: &mut [f32], tokens: &Tokens, dice: Option<&mut Dice>) -> (i64, f32) {
         let begin = self.tokens.is_empty();
         for &token in &tokens.suppressed {
             logits[at(token)] = f32::NEG_INFINITY;
@@ -80,10 +97,19 @@ impl Hypothesis {
         }
         let stamp_sum = sum_exp(stamps, top);
         // a timestamp follows where all timestamps together are likelier than any text token
-        if stamp_sum.ln() > text_peak - top {
-            (index(stamp_start + stamp_at), stamp_peak - top - stamp_sum.ln())
+        let is_stamp = stamp_sum.ln() > text_peak - top;
+        let total = if is_stamp { stamp_sum } else { sum_exp(text, top) + stamp_sum }.ln();
+        if let Some(dice) = dice {
+            let from = if is_stamp { stamp_start } else { text_start };
+            let values = if is_stamp { stamps } else { &logits[text_from..] };
+            let allowed = |at: usize| at < first || (stamp_start..stamp_start + stamps.len()).contains(&at);
+            let chosen = dice.throw(values.iter().enumerate().filter(|(at, _)| allowed(from + at)), top);
+            return chosen.map_or((tokens.end_of_text, 0.0), |(at, value)| (index(from + at), value - top - total));
+        }
+        if is_stamp {
+            (index(stamp_start + stamp_at), stamp_peak - top - total)
         } else {
-            (index(text_start + text_at), text_peak - top - (sum_exp(text, top) + stamp_sum).ln())
+            (index(text_start + text_at), text_peak - top - total)
         }
     }
 
@@ -114,10 +140,50 @@ impl Hypothesis {
     }
 }
 
-/// The likeliest of the languages, from the logits after the start token.
-pub(super) fn detect_language(logits: &[f32], tokens: &Tokens) -> i64 {
-    let range = at(tokens.languages.start)..at(tokens.languages.end);
-    index(range.start + peak(&logits[range.clone()]).0)
+/// Sampling at a temperature. The same window at the same temperature is heard the same way every time.
+pub(super) struct Dice {
+    temperature: f32,
+    rng: SmallRng,
+}
+
+impl Dice {
+    /// Nothing at a temperature of 0, where nothing is left to chance.
+    pub(super) fn new(temperature: f32) -> Option<Self> {
+        (temperature > 0.0)
+            .then(|| Self { temperature, rng: SmallRng::seed_from_u64(u64::from(temperature.to_bits())) })
+    }
+
+    /// One of the values, each with the weight `exp((value - top) / temperature)`; `top` is the largest.
+    fn throw<'a>(&mut self, values: impl Iterator<Item = (usize, &'a f32)> + Clone, top: f32) -> Option<(usize, f32)> {
+        let weight = |value: f32| ((value - top) / self.temperature).exp();
+        let total: f32 = values.clone().map(|(_, value)| weight(*value)).sum();
+        let mut left = self.rng.random::<f32>() * total;
+        let mut last = None;
+        for (at, &value) in values {
+            let weight = weight(value);
+            if weight > 0.0 {
+                last = Some((at, value));
+                left -= weight;
+                if left < 0.0 {
+                    break;
+                }
+            }
+        }
+        last
+    }
+}
+
+/// Probability of each language, from the logits after the start token.
+pub(super) fn language_probabilities(logits: &[f32], tokens: &Tokens) -> Vec<f32> {
+    let logits = &logits[at(tokens.languages.start)..at(tokens.languages.end)];
+    let (_, top) = peak(logits);
+    let total = sum_exp(logits, top);
+    logits.iter().map(|logit| (logit - top).exp() / total).collect()
+}
+
+/// The likeliest of the languages.
+pub(super) fn likeliest(probabilities: &[f32], tokens: &Tokens) -> i64 {
+    tokens.languages.start + index(peak(probabilities).0)
 }
 
 /// Softmax probability of one token.
@@ -197,7 +263,7 @@ mod tests {
         for &(token, logit) in logits {
             row[at(token)] = logit;
         }
-        hypothesis.choose(&mut row, &tokens()).0
+        hypothesis.choose(&mut row, &tokens(), None).0
     }
 
     #[test]
@@ -223,18 +289,56 @@ mod tests {
         assert_eq!(after(&[10, 1], &[(1, 2.0), (40, 1.8), (41, 1.9)]), 41);
     }
 
-    #[test]
-    fn a_loop_ends_and_leaves_one_phrase() {
+    fn ending(text: impl Iterator<Item = i64>) -> (Option<Ending>, usize) {
         let mut hypothesis = Hypothesis::default();
-        let mut fed = 0;
-        for token in [10].into_iter().chain([0, 1, 2].into_iter().cycle()) {
-            fed += 1;
+        for token in text {
             if hypothesis.push(token, -0.1, &tokens(), 224) {
                 break;
             }
         }
-        assert_eq!(hypothesis.tokens, [10, 0, 1, 2]);
-        assert_eq!(fed, 1 + 18);
+        (hypothesis.ending, hypothesis.tokens.len())
+    }
+
+    #[test]
+    fn a_loop_ends() {
+        assert_eq!(ending([10].into_iter().chain([0, 1, 2].into_iter().cycle())), (Some(Ending::Loop), 1 + 33));
+        assert_eq!(ending([10].into_iter().chain(std::iter::repeat(1))), (Some(Ending::Loop), 1 + 32));
+    }
+
+    #[test]
+    fn what_a_speaker_repeats_is_no_loop() {
+        let sentence = |n: i64| [10 + 2 * n, 0, 1, 2, 1, 0, 2, 11 + 2 * n];
+        let repeated = (0..20).flat_map(sentence).chain([END]);
+        assert_eq!(ending(repeated), (Some(Ending::Stop), 160));
+        assert_eq!(ending((0..40).flat_map(sentence)), (Some(Ending::Length), 224));
+        assert_eq!(ending([10].into_iter().chain([0; 20]).chain([11, END])), (Some(Ending::Stop), 22), "no no no");
+    }
+
+    #[test]
+    fn dice_fall_by_the_temperature_and_alike() {
+        let mut row = vec![-10.0; 100];
+        (row[1], row[2]) = (3.0, 2.0);
+        let hypothesis = Hypothesis { tokens: vec![10], ..Default::default() };
+        let count = |temperature: f32| {
+            let mut dice = Dice::new(temperature);
+            let chosen = (0..2000).map(|_| hypothesis.choose(&mut row.clone(), &tokens(), dice.as_mut()));
+            chosen.filter(|(token, logprob)| *token == 1 && (*logprob - -0.3133).abs() < 1e-2).count()
+        };
+        assert_eq!(count(0.0), 2000);
+        let half = count(0.5);
+        assert!((1700..1820).contains(&half), "{half}"); // 1 / (1 + exp(-2)) = 0.88
+        assert_eq!(count(0.5), half);
+        let all = count(1.0);
+        assert!((1390..1530).contains(&all), "{all}"); // 0.73
+    }
+
+    #[test]
+    fn languages_have_probabilities() {
+        let mut row = vec![-10.0; 100];
+        (row[5], row[6]) = (1.0, 2.0);
+        let probabilities = language_probabilities(&row, &tokens());
+        assert!((probabilities[1] - 0.731).abs() < 1e-3 && probabilities.len() == 2, "{probabilities:?}");
+        assert_eq!(likeliest(&probabilities, &tokens()), 6);
     }
 
     #[test]

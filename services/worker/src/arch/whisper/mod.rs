@@ -1,14 +1,17 @@
-//! Whisper (Radford et al., 2022): windows of 30 s to text with timestamps, greedily.
+//! Whisper (Radford et al., 2022): windows of 30 s to text with timestamps.
 //!
 //! | engine tensor | datatype, shape |
 //! | --- | --- |
 //! | in `mel` | FP32 `[n, mels, 3000]`, log-mel as Whisper's front end makes it |
 //! | in `language` | INT64 `[n]`, the language's token, -1 to detect it; English-only models ignore it |
+//! | in `temperature` | FP32 `[n]`, 0 for the likeliest tokens, above it they are sampled, from a seed of its own |
 //! | out `tokens` | INT64 `[n, t]`, text and timestamp tokens, padded with -1 |
 //! | out `avg_logprob` | FP32 `[n]`, mean log-probability of the tokens and the end |
 //! | out `no_speech_prob` | FP32 `[n]` |
 //! | out `language` | INT64 `[n]`, the language's token, -1 for English-only models |
 //! | out `feature` | FP32 `[n, d]`, mean over the encoder's frames |
+//! | out `language_prob` | FP32 `[n, languages]`, in the order of their tokens; none for English-only models |
+//! | out `ending` | INT64 `[n]`, 0: the model ended, 1: at half of the decoder's context, 2: it looped |
 
 mod attention;
 mod config;
@@ -25,7 +28,7 @@ use tch::{Device, Kind, Tensor};
 
 use self::config::{Config, Tokens};
 use self::decoder::{Decoder, State};
-use self::decoding::{Hypothesis, detect_language, probability};
+use self::decoding::{Dice, Ending, Hypothesis, language_probabilities, likeliest, probability};
 use self::encoder::Encoder;
 use crate::convert;
 use crate::error::Error;
@@ -45,6 +48,8 @@ pub(crate) struct Whisper {
 struct Opening {
     languages: Vec<i64>,
     no_speech: Vec<f32>,
+    /// Probability of each language, a row per window.
+    language_probabilities: Vec<f32>,
     /// Logits of the first token, a row per window.
     logits: Vec<f32>,
 }
@@ -108,7 +113,7 @@ impl Whisper {
                 let first = self.logits(&self.feed(&[start], state)?, 0)?;
                 for (language, row) in languages.iter_mut().zip(first.chunks_exact(self.vocabulary())) {
                     if *language == -1 {
-                        *language = detect_language(row, &self.tokens);
+                        *language = likeliest(&language_probabilities(row, &self.tokens), &self.tokens);
                     }
                 }
                 (first, self.logits(&self.feed(&[languages.clone(), task], state)?, 1)?)
@@ -117,17 +122,29 @@ impl Whisper {
                 (self.logits(&hidden, 0)?, self.logits(&hidden, 2)?)
             }
         };
-        let no_speech =
-            first.chunks_exact(self.vocabulary()).map(|row| probability(row, self.tokens.no_speech)).collect();
-        Ok(Opening { languages, no_speech, logits: last })
+        let rows = || first.chunks_exact(self.vocabulary());
+        let language_probabilities = if self.tokens.multilingual {
+            rows().flat_map(|row| language_probabilities(row, &self.tokens)).collect()
+        } else {
+            Vec::new()
+        };
+        let no_speech = rows().map(|row| probability(row, self.tokens.no_speech)).collect();
+        Ok(Opening { languages, no_speech, language_probabilities, logits: last })
     }
 
     fn vocabulary(&self) -> usize {
         usize::try_from(self.config.vocab_size).unwrap_or(1)
     }
 
-    /// Decodes every window to its end.
-    fn decode(&self, mut logits: Vec<f32>, state: &mut State, pulse: &dyn Pulse) -> Result<Vec<Hypothesis>, Error> {
+    /// Decodes every window to its end, at its temperature.
+    fn decode(
+        &self,
+        mut logits: Vec<f32>,
+        temperatures: &[f32],
+        state: &mut State,
+        pulse: &dyn Pulse,
+    ) -> Result<Vec<Hypothesis>, Error> {
+        let mut dice: Vec<Option<Dice>> = temperatures.iter().map(|temperature| Dice::new(*temperature)).collect();
         let mut hypotheses: Vec<Hypothesis> = state.rows.iter().map(|_| Hypothesis::default()).collect();
         loop {
             pulse.beat()?;
@@ -135,8 +152,9 @@ impl Whisper {
             let mut next = Vec::with_capacity(state.rows.len());
             for (place, (&row, logits)) in state.rows.iter().zip(logits.chunks_exact_mut(self.vocabulary())).enumerate()
             {
-                let hypothesis = &mut hypotheses[usize::try_from(row).unwrap_or(0)];
-                let (token, logprob) = hypothesis.choose(logits, &self.tokens);
+                let row = usize::try_from(row).unwrap_or(0);
+                let hypothesis = &mut hypotheses[row];
+                let (token, logprob) = hypothesis.choose(logits, &self.tokens, dice[row].as_mut());
                 if !hypothesis.push(token, logprob, &self.tokens, self.limit()) {
                     places.push(i64::try_from(place).unwrap_or(0));
                     next.push(token);
@@ -159,11 +177,13 @@ impl Network for Whisper {
         vec![
             Port::new("mel", DataType::Fp32, &[-1, self.config.num_mel_bins, frames]),
             Port::new("language", DataType::Int64, &[-1]),
+            Port::new("temperature", DataType::Fp32, &[-1]),
         ]
     }
 
     fn outputs(&self) -> Vec<DataType> {
-        vec![DataType::Int64, DataType::Fp32, DataType::Fp32, DataType::Int64, DataType::Fp32]
+        use DataType::{Fp32, Int64};
+        vec![Int64, Fp32, Fp32, Int64, Fp32, Fp32, Int64]
     }
 
     fn forward(&self, inputs: &[Tensor], pulse: &dyn Pulse) -> Result<Vec<Tensor>, Error> {
@@ -171,13 +191,17 @@ impl Network for Whisper {
         if languages.is_empty() {
             return Err(Error::Input("no windows given, expected at least one".to_owned()));
         }
+        let temperatures = convert::to_f32(&inputs[2])?;
+        if let Some(bad) = temperatures.iter().find(|temperature| !(0.0..=10.0).contains(*temperature)) {
+            return Err(Error::Input(format!("temperature {bad}, expected 0 to 10")));
+        }
         let encoded = self.encoder.forward(&inputs[0].f_to_kind(self.kind)?, pulse)?;
         let feature = encoded.f_mean_dim([1].as_slice(), false, Kind::Float)?;
         pulse.beat()?;
         // the prompt is at most three tokens
         let mut state = self.decoder.start(&encoded, 3 + i64::try_from(self.limit()).unwrap_or(0))?;
         let opening = self.open(languages, &mut state)?;
-        let hypotheses = self.decode(opening.logits, &mut state, pulse)?;
+        let hypotheses = self.decode(opening.logits, &temperatures, &mut state, pulse)?;
 
         let width = hypotheses.iter().map(|hypothesis| hypothesis.tokens.len()).max().unwrap_or(0);
         let mut tokens = vec![-1; hypotheses.len() * width];
@@ -185,6 +209,9 @@ impl Network for Whisper {
             tokens[at * width..at * width + hypothesis.tokens.len()].copy_from_slice(&hypothesis.tokens);
         }
         let logprobs: Vec<f32> = hypotheses.iter().map(Hypothesis::average_logprob).collect();
+        let languages = i64::try_from(opening.language_probabilities.len() / hypotheses.len()).unwrap_or(0);
+        let endings = hypotheses.iter().map(|hypothesis| hypothesis.ending.unwrap_or(Ending::Length) as i64);
+        let endings: Vec<i64> = endings.collect();
         let rows = i64::try_from(hypotheses.len()).unwrap_or(0);
         Ok(vec![
             Tensor::f_from_slice(&tokens)?.f_view([rows, i64::try_from(width).unwrap_or(0)])?,
@@ -192,6 +219,8 @@ impl Network for Whisper {
             Tensor::f_from_slice(&opening.no_speech)?,
             Tensor::f_from_slice(&opening.languages)?,
             feature,
+            Tensor::f_from_slice(&opening.language_probabilities)?.f_view([rows, languages])?,
+            Tensor::f_from_slice(&endings)?,
         ])
     }
 }
