@@ -17,16 +17,15 @@ use crate::worker::served::{Row, Served};
 /// Labels given per image, where the manifest does not say.
 const TOP: usize = 5;
 
-/// Replies, and for each image whether it ended too early, which only a model whose manifest allows it is shown.
+/// Replies, and for each image whether it ended too early, which the limits have to allow.
 async fn forward(
     served: &Arc<Served>,
     request: &Request,
     context: &Context,
     pool: &Pool,
-    allow_truncated: bool,
+    limits: media::Limits,
 ) -> Result<Vec<(RowReply, Option<media::Cut>)>> {
     let (field, images) = elements(&served.manifest, request)?;
-    let limits = media::Limits { allow_truncated, ..limits(&served.manifest) };
     let rows = images.into_iter().enumerate().map(|(index, image)| {
         let (field, owner) = (format!("{field}[{index}]"), served.clone());
         async move {
@@ -67,6 +66,11 @@ fn limits(manifest: &Manifest) -> media::Limits {
     }
 }
 
+/// Whatever the manifest allows: a guard must not call safe what it has not seen.
+fn guard_limits(manifest: &Manifest) -> media::Limits {
+    media::Limits { allow_truncated: false, ..limits(manifest) }
+}
+
 fn preprocess(options: &ImagePreprocess) -> media::Preprocess {
     media::Preprocess {
         resize: options.resize,
@@ -93,8 +97,7 @@ pub(super) async fn classify(
     context: &Context,
     pool: &Pool,
 ) -> Result<Answer> {
-    let allow_truncated = served.manifest.limits.allow_truncated;
-    let seen = forward(served, request, context, pool, allow_truncated).await?;
+    let seen = forward(served, request, context, pool, limits(&served.manifest)).await?;
     let (replies, cuts): (Vec<_>, Vec<_>) = seen.into_iter().unzip();
     let probabilities = join(&replies, 1)?;
     let mut outputs = vec![named("embedding", join(&replies, 0)?)];
@@ -155,8 +158,7 @@ pub fn top(values: &[f32], count: usize) -> Vec<(usize, f32)> {
 }
 
 pub(super) async fn guard(served: &Arc<Served>, request: &Request, context: &Context, pool: &Pool) -> Result<Answer> {
-    // whatever the manifest allows: a guard must not call safe what it has not seen
-    let seen = forward(served, request, context, pool, false).await?;
+    let seen = forward(served, request, context, pool, guard_limits(&served.manifest)).await?;
     let replies: Vec<_> = seen.into_iter().map(|(reply, _)| reply).collect();
     let values = join(&replies, 0)?.to_f32().map_err(unexpected)?;
     // two classes: safe, not safe
@@ -173,6 +175,23 @@ pub(super) fn warm_up(manifest: &Manifest) -> Result<Vec<Vec<Tensor>>, tensor::E
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_guard_refuses_what_ended_too_early_whatever_the_manifest_allows() {
+        let whole = Bytes::from_static(include_bytes!("../../media/tests/fixtures/scene.jpg"));
+        let cut = whole.slice(..whole.len() * 3 / 4);
+        let pack = include_str!("../../../services/worker/setup/models/open-nsfw/model.toml");
+        for allowed in ["", "\n[limits]\nallow_truncated = true\n"] {
+            let manifest = Manifest::parse(&format!("{pack}{allowed}"), std::path::Path::new("model.toml")).unwrap();
+            let prepared = |limits, image| prepare(&manifest, &limits, "image[0]", image).map(|(_, cut)| cut);
+            assert_eq!(prepared(guard_limits(&manifest), &whole).unwrap(), None);
+            let refused = prepared(guard_limits(&manifest), &cut).unwrap_err();
+            assert_eq!(refused.code(), "invalid_argument");
+            assert!(refused.to_string().contains("ends after about"), "{refused}");
+            let others = prepared(limits(&manifest), &cut);
+            assert_eq!(others.is_ok_and(|cut| cut.is_some()), !allowed.is_empty());
+        }
+    }
 
     #[test]
     fn what_ended_too_early_is_said_by_its_row() {
