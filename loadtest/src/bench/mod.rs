@@ -1,6 +1,7 @@
 //! The benchmark: every figure is a ratio to a baseline that ran on the same machine, in the same run, turn by turn.
 
 mod baseline;
+mod busy;
 mod cluster;
 mod loss;
 mod memory;

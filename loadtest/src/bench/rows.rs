@@ -4,6 +4,7 @@ use bytes::Bytes;
 
 use super::Options;
 use super::baseline::{self, Script};
+use super::busy::Busy;
 use super::cluster::TEXTS;
 use super::row::{Goal, Round, Row};
 use crate::closed::{self, Load};
@@ -20,12 +21,15 @@ const MIXED: &str = "minilm, 256 callers, 8–256 tokens";
 const WHISPER: &str = "whisper-base, one clip";
 const STREAM: &str = "smollm2-135m, one stream";
 const STREAMS: &str = "smollm2-135m, 8 streams together";
+const BESIDE: &str = "smollm2-135m, one stream beside two busy neighbours";
+
+const LLAMA: &str = "llama.cpp Q4_1, one stream";
 
 /// Callers that fill a cache.
 const FILLING: u64 = 16;
 
 /// What is measured here.
-pub(super) const ALL: [&str; 8] = [MANY, ONE, NEAR_HIT, MINILM, MIXED, WHISPER, STREAM, STREAMS];
+pub(super) const ALL: [&str; 9] = [MANY, ONE, NEAR_HIT, MINILM, MIXED, WHISPER, STREAM, STREAMS, BESIDE];
 
 /// Measures them, one after the other.
 pub(super) async fn run(options: &Options, target: &str, keep: &mut impl FnMut(Row)) {
@@ -48,6 +52,9 @@ pub(super) async fn run(options: &Options, target: &str, keep: &mut impl FnMut(R
         if options.wants(work) {
             keep(generation(options, target, work, streams, goal).await);
         }
+    }
+    if options.wants(BESIDE) {
+        keep(beside_busy_neighbours(options, target).await);
     }
 }
 
@@ -201,7 +208,7 @@ async fn whisper(options: &Options, target: &str) -> Row {
 
 async fn generation(options: &Options, target: &str, work: &str, streams: usize, goal: f64) -> Row {
     let together = streams > 1;
-    let row = Row::against(work, "llama.cpp Q4_1, one stream", "tokens/s", Goal::AtLeast(goal));
+    let row = Row::against(work, LLAMA, "tokens/s", Goal::AtLeast(goal));
     let script = match Script::new(options, "llama_tokens.py", "smollm2-135m.gguf") {
         Ok(script) => script,
         Err(why) => return row.note(format!("not measured: {why}")),
@@ -213,4 +220,14 @@ async fn generation(options: &Options, target: &str, work: &str, streams: usize,
     };
     let note = if together { "our prompts are in the time" } else { "without the prompt, on both sides" };
     finish(row.note(note.to_owned()), interleave(options, async || script.figure("tokens_per_s").await, ours).await)
+}
+
+/// One stream of either side, while two processes take what cores they are given.
+async fn beside_busy_neighbours(options: &Options, target: &str) -> Row {
+    match Busy::start(2) {
+        Ok(_busy) => generation(options, target, BESIDE, 1, 1.0).await,
+        Err(error) => {
+            Row::against(BESIDE, LLAMA, "tokens/s", Goal::AtLeast(1.0)).note(format!("not measured: {error}"))
+        }
+    }
 }

@@ -32,8 +32,12 @@ async fn the_text_guard_says_what_the_reference_says() {
     let expected = floats(&items.iter().map(|item| item["injection_probability"].clone()).collect());
     for ((text, score), expected) in texts.iter().zip(&scores).zip(&expected) {
         // bf16 moves the embedding by a cosine of 0.0001; where the guard is undecided, that shows
-        assert!((score - expected).abs() < 0.15, "{score}, reference {expected}: {text}");
+        assert!(score - expected > -0.15, "{score}, reference {expected}: {text}");
+        // the reference judges a text as a whole: of a longer one, any part may be worse
+        let is_one_window = text.split_whitespace().count() <= 30;
+        assert!(!is_one_window || score - expected < 0.15, "{score}, reference {expected}: {text}");
     }
+    assert!(texts.iter().any(|text| text.split_whitespace().count() <= 30), "none of {} is short", texts.len());
 }
 
 #[tokio::test]
