@@ -10,6 +10,8 @@ binary := $(target)/release/sensorium
 bench_profile := dist
 # what the set-up found, for cargo and for the tests
 with_env := set -a; . "$(cache)/env"; set +a;
+# ours are built as tests/build.toml says, everybody else's as in a release
+tests_cargo := cargo --config tests/build.toml
 
 # without these a build of two cores runs out of patience before it runs out of memory
 export CARGO_INCREMENTAL ?= 0
@@ -50,14 +52,14 @@ cluster-down: ## Stops exactly those.
 .PHONY: test
 test: setup-tests ## Sets up and passes all tests.
 	@# all at once: a package built alone has other features, and all it depends on would be compiled again
-	@$(with_env) cargo build --release --locked --workspace --all-targets
-	@$(with_env) SENSORIUM_BINARY="$(binary)" cargo test --release --locked --workspace
+	@$(with_env) $(tests_cargo) build --release --locked --workspace --all-targets
+	@$(with_env) SENSORIUM_BINARY="$(binary)" $(tests_cargo) test --release --locked --workspace
 	@$(with_env) SENSORIUM_BINARY="$(binary)" "$$SENSORIUM_TEST_PYTHON" -m pytest -q tests/tritonclient
 
 .PHONY: chaos
 chaos: setup-tests ## Faults in random order under load; SENSORIUM_CHAOS_SECONDS and _SEED choose.
-	@$(with_env) cargo build --release --locked --workspace --all-targets
-	@$(with_env) SENSORIUM_BINARY="$(binary)" cargo test --release --locked --workspace --test cluster -- --ignored \
+	@$(with_env) $(tests_cargo) build --release --locked --workspace --all-targets
+	@$(with_env) SENSORIUM_BINARY="$(binary)" $(tests_cargo) test --release --locked --workspace --test cluster -- --ignored \
 		--nocapture --test-threads 1
 
 FUZZ_SECONDS ?= 20
@@ -75,14 +77,14 @@ fuzz: ## Throws mutated files at the decoders, FUZZ_SECONDS at each; needs cargo
 .PHONY: lint
 lint: setup ## Checks formatting, clippy, rustdoc and the direction of dependencies.
 	cargo fmt --all --check
-	@$(with_env) cargo clippy --release --locked --workspace --all-targets -- -D warnings
-	@$(with_env) RUSTDOCFLAGS="-D warnings" cargo doc --release --locked --workspace --no-deps --quiet
-	@$(with_env) cargo test --release --locked --workspace --test boundaries
+	@$(with_env) $(tests_cargo) clippy --release --locked --workspace --all-targets -- -D warnings
+	@$(with_env) RUSTDOCFLAGS="-D warnings" $(tests_cargo) doc --release --locked --workspace --no-deps --quiet
+	@$(with_env) $(tests_cargo) test --release --locked --workspace --test boundaries
 
 .PHONY: bench
 bench: setup-tests ## Measures what images hold against baselines; BENCH='--rows WORDS' only some; see docs/PERFORMANCE.md.
 	@$(with_env) cargo build --profile $(bench_profile) --locked -p sensorium
-	@$(with_env) cargo build --release --locked --workspace --all-targets
+	@$(with_env) cargo build --release --locked --workspace --bins --examples
 	@$(with_env) baselines=$$(loadtest/baselines/setup.sh); "$(target)/release/loadtest" bench --server "$(target)/$(bench_profile)/sensorium" \
 		--forward-loop "$(target)/release/examples/forward_loop" $$baselines $(BENCH)
 

@@ -77,8 +77,10 @@ impl Understanding {
         question: &str,
         context: &Context,
     ) -> Vec<&'a Branch> {
-        let speaking: Vec<&Branch> = branches.filter(|branch| branch.state == State::Ok).collect();
-        let named = named(question);
+        let (speaking, silent): (Vec<&Branch>, Vec<&Branch>) = branches.partition(|branch| branch.state == State::Ok);
+        let mut named = named(question);
+        // "what did she say?" may be asked of a letter; but of a picture that was not seen there is nothing to tell
+        named.retain(|modality| speaking.iter().chain(&silent).any(|branch| branch.modality == *modality));
         if !named.is_empty() {
             return speaking.into_iter().filter(|branch| named.contains(&branch.modality)).collect();
         }

@@ -194,10 +194,9 @@ async fn a_score_that_is_no_number_lets_nothing_pass() {
     assert!(result.degraded && result.fusion.is_none_or(|fusion| fusion.embedding.is_empty()));
     assert!(server.metric("sensorium_guard_failures_total", &["nan-guard"]).await > 0.0);
 
-    // in JSON there is no NaN, nor a null that cannot be read back
+    // in JSON there is no NaN, which could not be read back
     let ask = Ask::of("understand").bytes("text", &["A cat."]).set("no_answer", true);
     let report = client.infer(ask).await.unwrap().one_text("report");
-    assert!(!report.contains("NaN"), "{report}");
     let report: Value = serde_json::from_str(&report).unwrap();
     assert_eq!(
         (&report["branches"][0]["state"], &report["branches"][0]["guards"][0]["score"]),

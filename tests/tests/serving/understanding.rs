@@ -117,6 +117,31 @@ async fn three_senses_speak_and_the_answer_streams() {
 }
 
 #[tokio::test]
+async fn an_answer_is_written_from_what_the_question_is_about() {
+    let client = client().await;
+    let text = || part(Content::Text("Anna bought two apples and a bottle of milk at the market.".to_owned()));
+    let image = || part(Content::Image(picture("chelsea.png").into()));
+    let audio = || part(Content::Audio(clip(&transcripts()[1].0).into()));
+    for (parts, question, expected) in [
+        (vec![text(), image(), audio()], "What is in the picture?", Modality::Image),
+        (vec![text(), image(), audio()], "What does the voice say?", Modality::Audio),
+        (vec![text(), image(), audio()], "How many apples did Anna buy?", Modality::Text),
+        // a letter says something, too
+        (vec![text()], "What does it say about Anna?", Modality::Text),
+    ] {
+        let request = UnderstandRequest {
+            parts,
+            question: question.to_owned(),
+            sampling: Some(Sampling { max_tokens: 8, ..Sampling::default() }),
+            ..UnderstandRequest::default()
+        };
+        let events = understand(&client, request).await.unwrap();
+        let answer = result(&events).answer.as_ref().unwrap();
+        assert_eq!(answer.evidence().collect::<Vec<_>>(), [expected], "{question} {answer:?}");
+    }
+}
+
+#[tokio::test]
 async fn weight_moves_the_contribution() {
     let client = client().await;
     let with = async |weight: f64| {

@@ -52,7 +52,11 @@ fn tokens_are_those_of_the_models_own_tokenizers() {
         let tokenizer = tokenizer(model);
         for item in expected["items"].as_array().unwrap() {
             let text = item["text"].as_str().unwrap();
-            let got = tokenizer.encode(text, 1000, false).unwrap().ids;
+            // the reference takes a special token that a text spells for one
+            let got = tokenizer.encode_raw(text, 1000, false).unwrap().ids;
+            if !text.contains("<|") {
+                assert_eq!(tokenizer.encode(text, 1000, false).unwrap().ids, got, "{model} {text:?}");
+            }
             let expected = ids(&item[model]);
             // The reference of Whisper leaves the frame out: start, (language, task,) no timestamps; end of text.
             let framed = model.starts_with("whisper");

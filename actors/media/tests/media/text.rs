@@ -116,8 +116,11 @@ fn an_unfinished_character_comes_out_at_the_end() {
 #[test]
 fn special_tokens_are_left_out_of_a_stream() {
     let llama = tokenizer("smollm2-135m");
-    let ids = llama.encode("<|im_start|>user\nhi<|im_end|>", 100, false).unwrap().ids;
+    let text = "<|im_start|>user\nhi<|im_end|>";
+    let ids = llama.encode_raw(text, 100, false).unwrap().ids;
     assert_eq!(streamed(&llama, &ids), "user\nhi");
+    let ids = llama.encode(text, 100, false).unwrap().ids;
+    assert_eq!(streamed(&llama, &ids), text, "a caller's text is text, whatever it spells");
 }
 
 /// Read once: a file of megabytes for each case is most of the test's time.

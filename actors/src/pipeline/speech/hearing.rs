@@ -35,7 +35,7 @@ const MAX_NO_SPEECH: f32 = 0.6;
 /// A text that repeats itself has to be as sure as this…
 const SURE_LOGPROB: f32 = -0.5;
 /// …and to have no more characters than so many in a second of speech.
-const FASTEST_SPEECH: f32 = 20.0;
+const FASTEST_SPEECH: f64 = 20.0;
 /// A window keeps a language of its own if it is as sure of it as this.
 const SURE_OF_LANGUAGE: f32 = 0.9;
 
@@ -121,10 +121,9 @@ impl Hypothesis {
         if self.ending == LOOP || self.part.avg_logprob < MIN_LOGPROB {
             return false;
         }
-        let characters = self.part.transcript.text().chars().count();
-        #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation)]
-        let speakable = characters as f32 <= FASTEST_SPEECH * speech_seconds as f32;
-        self.part.compression_ratio <= MAX_COMPRESSION || (self.part.avg_logprob >= SURE_LOGPROB && speakable)
+        let text = self.part.transcript.text();
+        let sure = self.part.avg_logprob >= SURE_LOGPROB;
+        self.part.compression_ratio <= MAX_COMPRESSION || (sure && can_be_said(text, speech_seconds))
     }
 
     /// Of hypotheses that are all in doubt the one that is worth most: no loop if there is one, then the surest.
@@ -285,6 +284,13 @@ pub(super) async fn hear(
     })
 }
 
+/// Whether a mouth can say it in so many seconds.
+fn can_be_said(text: &str, seconds: f64) -> bool {
+    #[allow(clippy::cast_precision_loss)]
+    let characters = text.chars().count() as f64;
+    characters <= FASTEST_SPEECH * seconds
+}
+
 /// The language that is spoken longest; of equals the first.
 fn language_of(parts: &[Part]) -> Option<String> {
     let mut spoken: Vec<(&String, f64)> = Vec::new();
@@ -340,11 +346,19 @@ mod tests {
         assert!(hypothesis(STOP, -0.9, 2.3).is_believed(5.0));
         assert!(!hypothesis(STOP, -1.1, 1.0).is_believed(5.0), "a guess");
         assert!(!hypothesis(STOP, -0.6, 2.5).is_believed(5.0), "a loop, perhaps");
-        assert!(hypothesis(STOP, -0.3, 2.5).is_believed(5.0), "it can be said in five seconds");
-        assert!(!hypothesis(STOP, -0.3, 2.5).is_believed(0.0), "but not in none");
+        assert!(hypothesis(STOP, -0.3, 2.5).is_believed(5.0), "said again and again, and the model is sure of it");
         assert!(!hypothesis(LOOP, -0.1, 1.0).is_believed(5.0));
         assert!(hypothesis(STOP, -1.5, 2.0).is_better_than(&hypothesis(LOOP, -0.1, 1.0)));
         assert!(hypothesis(STOP, -1.2, 2.0).is_better_than(&hypothesis(STOP, -1.5, 1.0)));
+    }
+
+    #[test]
+    fn what_is_said_takes_its_time() {
+        let said = "Never tried. ".repeat(6);
+        assert!(can_be_said(&said, 6.0));
+        assert!(!can_be_said(&said, 2.0));
+        assert!(!can_be_said("a", 0.0));
+        assert!(can_be_said("", 0.0));
     }
 
     #[test]

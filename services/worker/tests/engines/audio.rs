@@ -106,6 +106,13 @@ fn f32_tokens_are_those_of_transformers() {
     }
 }
 
+fn multiplies_bf16() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return std::arch::is_x86_feature_detected!("avx512bf16");
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
 #[test]
 fn whisper_hears_what_is_read() {
     for (model, dtype, int8) in [
@@ -119,11 +126,14 @@ fn whisper_hears_what_is_read() {
             manifest.generation.int8_max_sequences = int8;
         });
         let (mut wrong, mut all) = (0, 0);
+        // a product of bf16 that is emulated takes many times as long
+        let few = if dtype == Dtype::Bf16 && !multiplies_bf16() { 2 } else { READINGS.len() };
+        let clips = &clips()[..few];
         // one at a time, as few rows as int8 is for, then together
         let mut found: Vec<Transcript> =
-            clips().into_iter().flat_map(|clip| transcribe(engine.as_mut(), &[clip], -1)).collect();
-        found.extend(transcribe(engine.as_mut(), &clips(), -1));
-        for (found, (_, said)) in found.iter().zip(READINGS.into_iter().cycle()) {
+            clips.iter().flat_map(|clip| transcribe(engine.as_mut(), std::slice::from_ref(clip), -1)).collect();
+        found.extend(transcribe(engine.as_mut(), clips, -1));
+        for (found, (_, said)) in found.iter().zip(READINGS[..few].iter().cycle()) {
             let heard = words(model, &found.tokens);
             wrong += distance(&heard, said);
             all += said.split(' ').count();
