@@ -44,8 +44,6 @@ pub fn load(model: &str, change: impl FnOnce(&mut Manifest)) -> Model {
     let (mut manifest, directory) = manifest(model);
     manifest.replicas.device = "cpu".to_owned();
     change(&mut manifest);
-    // tests run side by side, one on each core: teams of all cores would wait for each other
-    tch::set_num_threads(1);
     TchLoader::new(Options::default()).load(&manifest, &directory).expect("the model loads")
 }
 
