@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use ractor::{Actor, ActorProcessingErr, ActorRef};
+use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use sensorium_cluster::bus::Bus;
 use sensorium_cluster::membership::Registration;
 use serde_json::json;
@@ -35,8 +35,8 @@ const MAX_EJECTED: f64 = 0.1;
 
 /// What a route is told.
 pub enum Message {
-    /// These hold the model now.
-    Workers(Vec<(Registration, Arc<dyn Client>)>),
+    /// These hold the model now; an answer when the table says so.
+    Workers(Vec<(Registration, Arc<dyn Client>)>, RpcReplyPort<()>),
     /// A worker has failed so often in a row that it should be ejected.
     Failing(String),
     /// Look at the ejections.
@@ -86,7 +86,11 @@ impl Actor for RouteActor {
         state: &mut State,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            Message::Workers(workers) => state.replace(workers),
+            Message::Workers(workers, done) => {
+                state.replace(workers);
+                // who asked may have gone
+                let _ = done.send(());
+            }
             Message::Failing(worker) => state.failing(&worker),
             Message::Look => state.look(),
         }

@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::join_all;
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, RpcReplyPort, SupervisionEvent};
 use sensorium_cluster::bus::Bus;
 use sensorium_cluster::membership::{Membership, Registration, Role, View};
@@ -157,11 +158,11 @@ impl State {
         self.view = view;
         let held = self.view.values().flat_map(|registration| registration.models.iter().map(|held| held.name.clone()));
         let models: BTreeSet<String> = held.collect();
+        let mut told = Vec::new();
         for model in &models {
             let known = self.args.routes.get(model).map(|route| route.clone());
             match known.and_then(|route| route.actor()) {
-                // one that is down is given its workers when it starts again
-                Some(route) => drop(route.cast(actor::Message::Workers(self.workers(model)))),
+                Some(route) => told.push(tell(route, self.workers(model))),
                 None => self.start(myself, model).await?,
             }
         }
@@ -183,9 +184,11 @@ impl State {
                 self.remove(&route);
             } else {
                 // its workers are lost, not the model: it is unavailable, not unknown
-                let _ = actor.cast(actor::Message::Workers(Vec::new()));
+                told.push(tell(actor, Vec::new()));
             }
         }
+        // waited for: whoever loads a model and then uses it finds it as it is now
+        join_all(told).await;
         Ok(())
     }
 
@@ -245,6 +248,12 @@ impl State {
     }
 }
 
+/// Tells a route who holds its model, and waits until its table says so.
+async fn tell(route: Arc<ActorRef<actor::Message>>, workers: Vec<(Registration, Arc<dyn Client>)>) {
+    // one that is down is given its workers when it starts again
+    let _ = ractor::call!(route, |done| actor::Message::Workers(workers, done));
+}
+
 /// Models that a worker was about to load, and does not hold.
 fn given_up(before: &View, now: &View) -> BTreeSet<String> {
     let mut given_up = BTreeSet::new();
@@ -282,8 +291,6 @@ mod tests {
     /// What is said of a version of the model.
     async fn said(router: &Router, version: Option<u64>) -> &'static str {
         router.refresh().await;
-        // the route's actor is told, not waited for
-        tokio::time::sleep(Duration::from_millis(10)).await;
         router.held("m", version).map_or_else(|error| error.code(), |_| "held")
     }
 
