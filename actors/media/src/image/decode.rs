@@ -9,7 +9,7 @@ use image::{
     RgbImage,
 };
 
-use super::{Error, Image, Limits, found, tiff, truncated};
+use super::{Cut, Error, Image, Limits, found, tiff, truncated};
 
 /// Bytes that decoding may hold per allowed pixel: 16-bit RGBA. Only float TIFFs need more, and they still pass
 /// below half of the pixel limit.
@@ -91,7 +91,8 @@ fn open<'a>(format: ImageFormat, bytes: &'a [u8], limits: &Limits) -> Result<imp
     decoder_limits.max_alloc = Some(max_alloc);
     let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
     reader.limits(decoder_limits);
-    let decoder = reader.into_decoder().map_err(|error| refused(format, bytes, limits, error))?;
+    let cut = || truncated::cut(format, bytes, max_alloc);
+    let decoder = reader.into_decoder().map_err(|error| refused(format, bytes, limits, error, cut))?;
 
     let (width, height) = decoder.dimensions();
     if width == 0 || height == 0 {
@@ -114,13 +115,20 @@ fn max_alloc(limits: &Limits) -> u64 {
 
 // By value, as `map_err` hands it over.
 #[allow(clippy::needless_pass_by_value)]
-fn refused(format: ImageFormat, bytes: &[u8], limits: &Limits, error: ImageError) -> Error {
-    let cut = truncated::cut(format, bytes);
+fn refused(
+    format: ImageFormat,
+    bytes: &[u8],
+    limits: &Limits,
+    error: ImageError,
+    cut: impl FnOnce() -> Option<Cut>,
+) -> Error {
     let (format, bytes) = (name(format), bytes.len());
-    match (error, cut) {
-        (ImageError::Limits(_), _) => Error::TooMuchMemory { format, bytes, limit: max_alloc(limits) },
-        (_, Some(cut)) => Error::Truncated { format, bytes, cut },
-        (other, None) => Error::Undecodable { format, bytes, reason: other.to_string() },
+    if matches!(error, ImageError::Limits(_)) {
+        return Error::TooMuchMemory { format, bytes, limit: max_alloc(limits) };
+    }
+    match cut() {
+        Some(cut) => Error::Truncated { format, bytes, cut },
+        None => Error::Undecodable { format, bytes, reason: error.to_string() },
     }
 }
 
@@ -128,22 +136,22 @@ fn decode_as(format: ImageFormat, bytes: &[u8], limits: &Limits) -> Result<Image
     let mut decoder = open(format, bytes, limits)?;
     // Broken metadata is no reason to refuse pixels that are fine.
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
-    let ends_early = |cut| Error::Truncated { format: name(format), bytes: bytes.len(), cut };
+    let cut_of = || truncated::cut(format, bytes, max_alloc(limits));
     // Of JPEG alone the decoder does not say that the end is missing.
-    let mut cut = if format == ImageFormat::Jpeg { truncated::cut(format, bytes) } else { None };
+    let mut cut = if format == ImageFormat::Jpeg { cut_of() } else { None };
     if let Some(cut) = cut.filter(|cut| !limits.allow_truncated || cut.came == Some(0.0)) {
-        return Err(ends_early(cut));
+        return Err(Error::Truncated { format: name(format), bytes: bytes.len(), cut });
     }
     let fault = Cell::new(None);
     let in_parts = matches!(format, ImageFormat::Png | ImageFormat::Bmp | ImageFormat::Gif);
     let decoder = Partial { inner: decoder, fault: &fault, keep: in_parts };
-    let decoded = DynamicImage::from_decoder(decoder).map_err(|error| refused(format, bytes, limits, error))?;
+    let decoded = DynamicImage::from_decoder(decoder).map_err(|error| refused(format, bytes, limits, error, cut_of))?;
     if let Some(Fault { error, gave_anything }) = fault.into_inner() {
-        cut = truncated::cut(format, bytes);
+        cut = cut_of();
         let lacks_end_only = format == ImageFormat::Png && cut.is_none() && is_end_of_file(&error);
         let may_be_kept = cut.is_some() && limits.allow_truncated && gave_anything;
         if !lacks_end_only && !may_be_kept {
-            return Err(refused(format, bytes, limits, error));
+            return Err(refused(format, bytes, limits, error, || cut));
         }
     }
     let mut upright = DynamicImage::ImageRgb8(opaque(decoded));

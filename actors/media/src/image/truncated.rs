@@ -5,11 +5,12 @@ use image::ImageFormat;
 
 use super::{Cut, jpeg, tiff};
 
-/// Nothing for what is whole, as far as its structure tells.
-pub(super) fn cut(format: ImageFormat, bytes: &[u8]) -> Option<Cut> {
+/// Nothing for what is whole, as far as its structure tells, or claims to decode to more than `most` bytes: a header may
+/// claim anything, and nobody counts that far.
+pub(super) fn cut(format: ImageFormat, bytes: &[u8], most: u64) -> Option<Cut> {
     match format {
         ImageFormat::Jpeg => jpeg::cut(bytes),
-        ImageFormat::Png => png(bytes),
+        ImageFormat::Png => png(bytes, most),
         ImageFormat::Gif => gif(bytes),
         ImageFormat::Bmp => bmp(bytes),
         ImageFormat::WebP => {
@@ -39,7 +40,7 @@ fn little(bytes: &[u8], at: u64, length: usize) -> Option<u64> {
 }
 
 /// By what its data inflates to, interlaced or not.
-fn png(bytes: &[u8]) -> Option<Cut> {
+fn png(bytes: &[u8], most: u64) -> Option<Cut> {
     let big = |at: usize, length| number(bytes, at as u64, length, true);
     let nothing = Some(Cut { came: Some(0.0) });
     let Some((width, height)) = big(16, 4).zip(big(20, 4)) else { return nothing };
@@ -54,6 +55,9 @@ fn png(bytes: &[u8]) -> Option<Cut> {
     let pass = |(x, y, across, down)| rows(step(width, x, across), step(height, y, down));
     let all = |passes: [_; 7]| passes.into_iter().map(pass).fold(0, u64::saturating_add);
     let whole = if *interlaced == 1 { all(passes) } else { rows(width, height) };
+    if whole > most {
+        return None;
+    }
 
     let mut inflater = Decompress::new(true);
     let mut page = vec![0; 32 << 10];

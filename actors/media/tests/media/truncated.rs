@@ -190,3 +190,15 @@ fn restart_intervals_are_counted() {
     let five = scan + 6 + header + 5 * one.len() + 4 * 2;
     assert_eq!(refused("restarts", &whole[..five], &LIMITS).came, Some(5.0 / 8.0));
 }
+
+#[test]
+fn what_a_header_claims_beyond_the_limits_is_not_counted() {
+    // the sum of the header is wrong with its sides, so that the decoder refuses it before anybody looks at them
+    let mut bytes = encoded(ImageFormat::Png, false);
+    bytes[16..20].copy_from_slice(&(1_u32 << 30).to_be_bytes());
+    bytes[20..24].copy_from_slice(&(1_u32 << 30).to_be_bytes());
+    for limits in [LIMITS, ALLOWED] {
+        let refusal = decode(&bytes, &limits).unwrap_err();
+        assert!(matches!(refusal, Error::Undecodable { .. }), "{refusal}");
+    }
+}
