@@ -9,7 +9,7 @@ use futures::stream::{self, StreamExt, TryStreamExt};
 use super::{Answer, Assets, Pool, elements, join, named, scores, unexpected};
 use crate::error::{Error, Result};
 use crate::manifest::{Limits, Manifest};
-use crate::request::{Context, Parameter, Parameters, Request};
+use crate::request::{Context, Parameter, Parameters, Request, TRUNCATED};
 use crate::tensor::{self, Tensor};
 use crate::worker::served::{Row, Served};
 
@@ -23,7 +23,7 @@ pub(super) async fn embed(served: &Arc<Served>, request: &Request, context: &Con
     let output = &served.manifest.outputs[0].name;
     let mut parameters = Parameters::default();
     if !truncated.is_empty() {
-        parameters.set("truncated", Parameter::String(truncated));
+        parameters.set(TRUNCATED, Parameter::String(truncated));
     }
     Ok((vec![named(output, join(&replies, 0)?)], parameters))
 }
@@ -113,19 +113,13 @@ fn guard_windows(served: &Served, upstream: &Served, field: &str, texts: &[Bytes
         return Err(Error::Internal("a text guard whose upstream has no tokeniser".to_owned()));
     };
     let (limits, wide) = (&served.manifest.limits, upstream.manifest.limits.max_tokens);
+    let widths = if NARROW < wide { &[wide, NARROW][..] } else { &[wide] };
     let mut windows = Vec::new();
     for (index, text) in texts.iter().enumerate() {
         let field = format!("{field}[{index}]");
         let text = utf8(&field, text, limits)?;
-        let cut = |width: usize| {
-            let cut = tokenizer.windows(text, width, limits.max_tokens);
-            cut.map_err(|error| Error::invalid(&field, error))
-        };
-        let mut all = cut(wide)?;
-        if all.iter().any(|window| window.len() > NARROW) {
-            all.extend(cut(NARROW.min(wide))?);
-        }
-        for ids in all {
+        let cut = tokenizer.windows(text, widths, limits.max_tokens);
+        for ids in cut.map_err(|error| Error::invalid(&field, error))? {
             windows.push((index, row(&ids).map_err(unexpected)?));
         }
     }

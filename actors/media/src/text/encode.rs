@@ -48,7 +48,8 @@ impl Tokenizer {
     /// [`Error::TooManyTokens`] if there are more and `truncate` is false; [`Error::Sparse`] if a quarter of
     /// a megabyte of the text holds no `max_tokens` tokens; [`Error::NoRoom`] if `max_tokens` does not exceed the special tokens.
     pub fn encode(&self, text: &str, max_tokens: usize, truncate: bool) -> Result<Encoded, Error> {
-        self.encode_framed(text, Frame::default(), max_tokens, truncate)
+        let (content, cut) = self.within(&self.inner, text, self.added, max_tokens, truncate)?;
+        Ok(Encoded { ids: self.closed(content)?, ..cut })
     }
 
     /// The same within a frame, of which nothing is ever cut.
@@ -63,16 +64,11 @@ impl Tokenizer {
         max_tokens: usize,
         truncate: bool,
     ) -> Result<Encoded, Error> {
-        let part = |part: &str| match part {
-            "" => Ok(Encoding::default()),
-            part => self.control().encode_fast(part, false).map_err(failed),
-        };
+        let part = |part: &str| self.control().encode_fast(part, false).map_err(failed);
         let (before, after) = (part(frame.before)?, part(frame.after)?);
         let around = self.added + before.len() + after.len();
         let (content, cut) = self.within(&self.inner, text, around, max_tokens, truncate)?;
-        let whole = Encoding::merge([before, content, after], false);
-        let encoding = self.inner.post_process(whole, None, true).map_err(failed)?;
-        Ok(Encoded { ids: encoding.get_ids().to_vec(), ..cut })
+        Ok(Encoded { ids: self.closed(Encoding::merge([before, content, after], false))?, ..cut })
     }
 
     /// Ids of a text that is all the caller's own, whose special tokens are special tokens.
@@ -82,28 +78,39 @@ impl Tokenizer {
     /// Those of [`encode`](Self::encode).
     pub fn encode_raw(&self, text: &str, max_tokens: usize, truncate: bool) -> Result<Encoded, Error> {
         let (content, cut) = self.within(self.control(), text, self.added, max_tokens, truncate)?;
-        let encoding = self.inner.post_process(content, None, true).map_err(failed)?;
-        Ok(Encoded { ids: encoding.get_ids().to_vec(), ..cut })
+        Ok(Encoded { ids: self.closed(content)?, ..cut })
     }
 
-    /// Ids of all of a text, in windows of at most `width` ids, special tokens included, of which each begins in the
-    /// middle of the one before.
+    /// Ids of all of a text, in windows of at most so many ids for each of the `widths`, special tokens included, of which
+    /// each begins in the middle of the one before. A width is left out where a wider one before it gave the text in one
+    /// window that fits it, too.
     ///
     /// # Errors
     ///
     /// [`Error::TooManyTokens`] if there are more than `max_tokens` in all; [`Error::Sparse`] and [`Error::NoRoom`] as
     /// [`encode`](Self::encode) does.
-    pub fn windows(&self, text: &str, width: usize, max_tokens: usize) -> Result<Vec<Vec<u32>>, Error> {
-        let room = width.checked_sub(self.added).filter(|room| *room > 1);
-        let room = room.ok_or(Error::NoRoom { limit: width, added: self.added })?;
-        let (mut content, _) = self.within(&self.inner, text, self.added, max_tokens, false)?;
-        content.truncate(room, room / 2, TruncationDirection::Right);
-        let rest = content.take_overflowing();
-        let framed = [content].into_iter().chain(rest).map(|window| {
-            let encoding = self.inner.post_process(window, None, true).map_err(failed)?;
-            Ok(encoding.get_ids().to_vec())
-        });
-        framed.collect()
+    pub fn windows(&self, text: &str, widths: &[usize], max_tokens: usize) -> Result<Vec<Vec<u32>>, Error> {
+        let (content, _) = self.within(&self.inner, text, self.added, max_tokens, false)?;
+        let mut all = Vec::new();
+        for &width in widths {
+            let room = width.checked_sub(self.added).filter(|room| *room > 1);
+            let room = room.ok_or(Error::NoRoom { limit: width, added: self.added })?;
+            if !all.is_empty() && content.len() <= room {
+                continue;
+            }
+            let mut first = content.clone();
+            first.truncate(room, room / 2, TruncationDirection::Right);
+            let rest = first.take_overflowing();
+            for window in [first].into_iter().chain(rest) {
+                all.push(self.closed(window)?);
+            }
+        }
+        Ok(all)
+    }
+
+    /// Ids of tokens with the special ones of the file's post-processor.
+    fn closed(&self, tokens: Encoding) -> Result<Vec<u32>, Error> {
+        Ok(self.inner.post_process(tokens, None, true).map_err(failed)?.get_ids().to_vec())
     }
 
     /// Tokens of the text, at most `max_tokens` with those `around` it, and what had to be cut for that; no ids.

@@ -114,6 +114,25 @@ fn an_unfinished_character_comes_out_at_the_end() {
 }
 
 #[test]
+fn windows_hold_all_of_a_text_and_each_begins_in_the_middle_of_the_one_before() {
+    let bert = tokenizer("minilm");
+    let text = "alpha beta gamma delta ".repeat(10);
+    let whole = bert.encode(&text, 1000, false).unwrap().ids;
+    let (start, end) = (whole[0], *whole.last().unwrap());
+    let content = &whole[1..whole.len() - 1];
+    let wide = bert.windows(&text, &[256, 12], 1000).unwrap();
+    assert_eq!(wide[0], whole, "the wide window comes first");
+    for (number, window) in wide[1..].iter().enumerate() {
+        assert!(window.len() <= 12 && window[0] == start && window.last() == Some(&end), "{window:?}");
+        assert!(content[5 * number..].starts_with(&window[1..window.len() - 1]), "{window:?}");
+    }
+    assert!(wide[1..].iter().map(|window| window.len() - 2).sum::<usize>() >= content.len());
+    assert_eq!(bert.windows("alpha beta", &[256, 12], 1000).unwrap().len(), 1, "it fits the narrow one");
+    assert_eq!(bert.windows("", &[256, 12], 1000).unwrap(), [[start, end]]);
+    assert!(bert.windows(&text, &[256], whole.len() - 1).is_err(), "nothing is left unjudged");
+}
+
+#[test]
 fn special_tokens_are_left_out_of_a_stream() {
     let llama = tokenizer("smollm2-135m");
     let text = "<|im_start|>user\nhi<|im_end|>";
