@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures::Stream;
 use tokio::time::Instant;
 
-pub use self::parameters::{CAME, Parameter, Parameters};
+pub use self::parameters::{CAME, Parameter, Parameters, TRUNCATED};
 use crate::error::{Error, Result};
 use crate::tensor::{DataType, Tensor};
 

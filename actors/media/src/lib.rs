@@ -7,6 +7,7 @@
 pub mod audio;
 pub mod image;
 pub mod mel;
+mod signature;
 pub mod text;
 pub mod transcript;
 pub mod vad;

@@ -12,7 +12,7 @@ use super::{Answer, Assets, Pool, elements, inputs, named};
 use crate::batching::entry::{Generation, Piece};
 use crate::error::{Error, Result};
 use crate::replica::sampler::Sampling;
-use crate::request::{Context, Parameter, Parameters, Reply, ReplyStream, Request, Resume};
+use crate::request::{Context, Parameter, Parameters, Reply, ReplyStream, Request, Resume, TRUNCATED};
 use crate::tensor::Tensor;
 use crate::worker::served::Served;
 
@@ -112,7 +112,7 @@ fn finish(parameters: &mut Parameters, last: &Piece, prompt: &Prompt, served: &S
     parameters.set("completion_tokens", Parameter::Uint(last.tokens as u64));
     if let Some(tokens) = prompt.cut_from {
         let cut = serde_json::json!([{"row": 0, "tokens": tokens, "limit": served.manifest.limits.max_tokens}]);
-        parameters.set("truncated", Parameter::String(cut.to_string()));
+        parameters.set(TRUNCATED, Parameter::String(cut.to_string()));
     }
 }
 

@@ -10,7 +10,7 @@ use super::{Answer, Assets, Pool, elements, join, named, scores, unexpected};
 use crate::batching::entry::RowReply;
 use crate::error::{Error, Result};
 use crate::manifest::{Channels, Filter, ImagePreprocess, Manifest};
-use crate::request::{CAME, Context, Parameter, Parameters, Request};
+use crate::request::{CAME, Context, Parameter, Parameters, Request, TRUNCATED};
 use crate::tensor::{self, Tensor};
 use crate::worker::served::{Row, Served};
 
@@ -118,7 +118,7 @@ fn said_of(cuts: &[Option<media::Cut>]) -> Parameters {
     });
     let notes: Vec<_> = notes.collect();
     if !notes.is_empty() {
-        parameters.set("truncated", Parameter::String(serde_json::Value::from(notes).to_string()));
+        parameters.set(TRUNCATED, Parameter::String(serde_json::Value::from(notes).to_string()));
     }
     parameters
 }

@@ -27,6 +27,9 @@ pub enum Parameter {
     String(String),
 }
 
+/// The parameter of a reply that lists the rows that were cut, as JSON: `[{"row":0,…}]`.
+pub const TRUNCATED: &str = "truncated";
+
 /// In a note of the parameter `truncated`, the share of an image that came: a file that ended too early, while a text's note
 /// tells tokens. Nothing that carries it is cached.
 pub const CAME: &str = "came";

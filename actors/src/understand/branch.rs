@@ -8,7 +8,7 @@ use super::space::first_name;
 use super::{Input, Understanding, seconds};
 use crate::error::{Error, Result};
 use crate::manifest::Modality;
-use crate::request::{Context, Reply, Request};
+use crate::request::{Context, Reply, Request, TRUNCATED};
 
 /// Labels shown per image.
 const LABELS: usize = 5;
@@ -108,7 +108,7 @@ impl Understanding {
         let mut branch = spoken(Modality::Text, &reply);
         branch.embedding = embedding;
         branch.words = text.to_owned();
-        branch.truncated = reply.parameters.0.contains_key("truncated");
+        branch.truncated = reply.parameters.0.contains_key(TRUNCATED);
         Ok(branch.guarded(guard?))
     }
 

@@ -77,10 +77,11 @@ impl Understanding {
         question: &str,
         context: &Context,
     ) -> Vec<&'a Branch> {
-        let (speaking, silent): (Vec<&Branch>, Vec<&Branch>) = branches.partition(|branch| branch.state == State::Ok);
+        let given: Vec<&Branch> = branches.collect();
         let mut named = named(question);
         // "what did she say?" may be asked of a letter; but of a picture that was not seen there is nothing to tell
-        named.retain(|modality| speaking.iter().chain(&silent).any(|branch| branch.modality == *modality));
+        named.retain(|modality| given.iter().any(|branch| branch.modality == *modality));
+        let speaking: Vec<&Branch> = given.into_iter().filter(|branch| branch.state == State::Ok).collect();
         if !named.is_empty() {
             return speaking.into_iter().filter(|branch| named.contains(&branch.modality)).collect();
         }

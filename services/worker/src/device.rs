@@ -38,12 +38,13 @@ pub(crate) fn float_kind(dtype: Dtype, device: Device) -> Kind {
 
 /// Whether the CPU has instructions for bf16 products; without them bf16 is emulated and slower than f32.
 #[cfg(target_arch = "x86_64")]
-fn multiplies_bf16() -> bool {
+pub fn multiplies_bf16() -> bool {
     // every CPU with AMX-BF16 has AVX512-BF16 as well
     std::arch::is_x86_feature_detected!("avx512bf16")
 }
 
+/// Whether the CPU has instructions for bf16 products.
 #[cfg(not(target_arch = "x86_64"))]
-fn multiplies_bf16() -> bool {
+pub fn multiplies_bf16() -> bool {
     false
 }

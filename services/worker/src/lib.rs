@@ -16,4 +16,5 @@ mod team;
 mod torchscript;
 mod weights;
 
+pub use device::multiplies_bf16;
 pub use loader::{Options, TchLoader};

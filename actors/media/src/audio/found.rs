@@ -7,13 +7,14 @@ use symphonia::core::codecs::audio::well_known as codecs;
 use symphonia::core::formats::well_known as formats;
 use symphonia::core::formats::{FormatId, Track};
 
-use super::track::MAX_CHANNELS;
+use super::track::{MAX_CHANNELS, are_read};
 use super::wav;
+use crate::signature;
 
 /// A format whose audio is not read, told from its first bytes: it is not searched for what looks like a packet of MP3.
 pub(super) fn refused(bytes: &[u8]) -> Option<String> {
     if let Some(wav) = wav::read(bytes) {
-        if !(1..=MAX_CHANNELS).contains(&usize::from(wav.channels)) {
+        if !are_read(wav.channels.into()) {
             return Some(format!("WAV of {} channels, of which 1 to {MAX_CHANNELS} are read", wav.channels));
         }
         let codec = match wav.tag {
@@ -33,7 +34,7 @@ pub(super) fn refused(bytes: &[u8]) -> Option<String> {
     if bytes.starts_with(b"RIFX") {
         return Some("RIFX, a WAV whose numbers are big-endian".to_owned());
     }
-    let name = match FileFormat::from_bytes(&bytes[..bytes.len().min(HEAD)]) {
+    let name = match signature::format(bytes) {
         FileFormat::AdaptiveMultiRate => "AMR",
         FileFormat::AdvancedSystemsFormat | FileFormat::WindowsMediaAudio => "WMA/ASF",
         FileFormat::WindowsMediaVideo => "WMV/ASF",
@@ -57,8 +58,8 @@ pub(super) fn refused(bytes: &[u8]) -> Option<String> {
 
 /// What is no audio at all, told from its first bytes.
 pub(super) fn no_audio(bytes: &[u8]) -> Option<String> {
-    let format = FileFormat::from_bytes(&bytes[..bytes.len().min(HEAD)]);
-    let name = format.short_name().unwrap_or(format.name());
+    let format = signature::format(bytes);
+    let name = signature::name(&format);
     match (format, format.kind()) {
         (FileFormat::ArbitraryBinaryData | FileFormat::Empty, _) | (_, Kind::Audio | Kind::Video) => None,
         (FileFormat::PlainText, _) => Some("text".to_owned()),
@@ -66,9 +67,6 @@ pub(super) fn no_audio(bytes: &[u8]) -> Option<String> {
         _ => Some(name.to_owned()),
     }
 }
-
-/// Bytes in which a signature is looked for.
-const HEAD: usize = 64 << 10;
 
 pub(super) fn container(id: FormatId) -> &'static str {
     match id {
@@ -152,7 +150,7 @@ fn sample_entries(bytes: &[u8]) -> Option<String> {
 
 /// The name that a Matroska track gives its audio codec, which begins with `A_`.
 fn matroska_codec(bytes: &[u8]) -> Option<String> {
-    let head = &bytes[..bytes.len().min(HEAD)];
+    let head = &bytes[..bytes.len().min(signature::HEAD)];
     let at = head.windows(3).position(|name| name.starts_with(b"A_") && name[2].is_ascii_uppercase())?;
     let part = |byte: &&u8| byte.is_ascii_uppercase() || byte.is_ascii_digit() || matches!(byte, b'_' | b'/' | b'.');
     let name: String = head[at..].iter().take(40).take_while(part).map(|byte| char::from(*byte)).collect();

@@ -12,7 +12,7 @@ use symphonia::default::formats::{
     AdtsReader, AiffReader, CafReader, FlacReader, IsoMp4Reader, MkvReader, MpaReader, OggReader, WavReader,
 };
 
-use super::track::MAX_CHANNELS;
+use super::track::are_read;
 use super::wav;
 
 /// Streams begin anywhere: behind words of a server, or in the middle of a broadcast. Containers have headers, and are
@@ -103,17 +103,13 @@ fn sound_caf(description: &[u8]) -> Option<bool> {
     let [size, frames, channels, bits] = [number(16)?, number(20)?, number(24)?, number(28)?];
     let packed = size == channels.saturating_mul(bits / 8) && (8..=64).contains(&bits);
     let linear = description.get(8..12)? == b"lpcm";
-    Some(few(channels) && size < 1 << 20 && frames < 1 << 20 && (packed || !linear))
+    Some(are_read(channels as usize) && size < 1 << 20 && frames < 1 << 20 && (packed || !linear))
 }
 
 /// Channels, frames, bits ("Audio Interchange File Format 1.3", Apple 1989).
 fn sound_aiff(common: &[u8]) -> Option<bool> {
     let number = |at: usize| common.get(at..at + 2)?.try_into().ok().map(u16::from_be_bytes);
-    Some(few(number(0)?.into()) && number(6)? <= 64)
-}
-
-fn few(channels: u32) -> bool {
-    (1..=MAX_CHANNELS).contains(&(channels as usize))
+    Some(are_read(number(0)?.into()) && number(6)? <= 64)
 }
 
 /// What follows the ID3v2 tags, of which some files have several (ID3v2.4, 3.1 and 3.4). A cover picture alone may be

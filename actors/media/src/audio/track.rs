@@ -21,6 +21,11 @@ static CODECS: LazyLock<CodecRegistry> = LazyLock::new(|| {
 /// Channels of a clip at most.
 pub(super) const MAX_CHANNELS: usize = 32;
 
+/// Whether so many channels are read.
+pub(super) fn are_read(channels: usize) -> bool {
+    (1..=MAX_CHANNELS).contains(&channels)
+}
+
 /// A track and its decoder.
 pub(super) struct Heard {
     pub(super) id: u32,

@@ -2,12 +2,11 @@
 
 use file_format::{FileFormat, Kind};
 
-/// Bytes in which a signature is looked for.
-const HEAD: usize = 64 << 10;
+use crate::signature;
 
 /// What the first bytes are the signature of, if of anything that is known.
 pub(super) fn named(bytes: &[u8]) -> Option<String> {
-    let format = FileFormat::from_bytes(&bytes[..bytes.len().min(HEAD)]);
+    let format = signature::format(bytes);
     let name = match format {
         FileFormat::ArbitraryBinaryData | FileFormat::Empty => return None,
         FileFormat::PlainText => "text",
@@ -18,7 +17,7 @@ pub(super) fn named(bytes: &[u8]) -> Option<String> {
         FileFormat::Jpeg2000Codestream | FileFormat::Jpeg2000Part1 | FileFormat::Jpeg2000Part2 => "JPEG 2000",
         FileFormat::AdobePhotoshopDocument => "PSD",
         FileFormat::ScalableVectorGraphics => "SVG",
-        _ => format.short_name().unwrap_or(format.name()),
+        _ => signature::name(&format),
     };
     Some(match format.kind() {
         Kind::Video => format!("{name}, a video"),

@@ -6,11 +6,8 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::request::{CAME, NamedTensor, Parameter, Parameters, Reply};
+use crate::request::{CAME, NamedTensor, Parameter, Parameters, Reply, TRUNCATED};
 use crate::tensor::{DataType, Tensor};
-
-/// The parameter that lists the rows that were cut, as JSON: `[{"row":0,…}]`.
-pub(super) const TRUNCATED: &str = "truncated";
 
 /// The parameter that says of the rows of a batch what is said of one that is asked alone, as JSON:
 /// `[{"row":0,"language":"en",…}]`.

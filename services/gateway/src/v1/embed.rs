@@ -4,7 +4,7 @@ use futures::future::try_join_all;
 use prost::Message;
 use sensorium_actors::error::{Error, Result};
 use sensorium_actors::manifest::Modality as Sense;
-use sensorium_actors::request::{Context, Request};
+use sensorium_actors::request::{Context, Request, TRUNCATED};
 use sensorium_actors::understand::report::State;
 use sensorium_actors::understand::{Event, Input};
 use sensorium_proto::v1::embed_request::Space;
@@ -63,7 +63,7 @@ async fn native(door: &Door, part: Part, context: &Context) -> Result<Embedding>
         values,
         modality: modality(sense).into(),
         model: Some(ModelRef { name: reply.model.to_string(), version: reply.version.to_string() }),
-        truncated: reply.parameters.0.contains_key("truncated"),
+        truncated: reply.parameters.0.contains_key(TRUNCATED),
     })
 }
 

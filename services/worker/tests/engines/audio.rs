@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use sensorium_actors::engine::{Batch, Engine, Error};
 use sensorium_actors::manifest::Dtype;
 use sensorium_actors::tensor::Tensor;
+use sensorium_worker::multiplies_bf16;
 use serde::Deserialize;
 use tokenizers::Tokenizer;
 
@@ -104,13 +105,6 @@ fn f32_tokens_are_those_of_transformers() {
             assert_eq!(found.tokens, clip.tokens, "{model}, {}", clip.file);
         }
     }
-}
-
-fn multiplies_bf16() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return std::arch::is_x86_feature_detected!("avx512bf16");
-    #[cfg(not(target_arch = "x86_64"))]
-    false
 }
 
 #[test]

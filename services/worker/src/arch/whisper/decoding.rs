@@ -175,15 +175,19 @@ impl Dice {
 
 /// Probability of each language, from the logits after the start token.
 pub(super) fn language_probabilities(logits: &[f32], tokens: &Tokens) -> Vec<f32> {
-    let logits = &logits[at(tokens.languages.start)..at(tokens.languages.end)];
+    let logits = of_languages(logits, tokens);
     let (_, top) = peak(logits);
     let total = sum_exp(logits, top);
     logits.iter().map(|logit| (logit - top).exp() / total).collect()
 }
 
-/// The likeliest of the languages.
-pub(super) fn likeliest(probabilities: &[f32], tokens: &Tokens) -> i64 {
-    tokens.languages.start + index(peak(probabilities).0)
+/// The likeliest of the languages, from the same logits.
+pub(super) fn detect_language(logits: &[f32], tokens: &Tokens) -> i64 {
+    tokens.languages.start + index(peak(of_languages(logits, tokens)).0)
+}
+
+fn of_languages<'a>(logits: &'a [f32], tokens: &Tokens) -> &'a [f32] {
+    &logits[at(tokens.languages.start)..at(tokens.languages.end)]
 }
 
 /// Softmax probability of one token.
@@ -338,7 +342,7 @@ mod tests {
         (row[5], row[6]) = (1.0, 2.0);
         let probabilities = language_probabilities(&row, &tokens());
         assert!((probabilities[1] - 0.731).abs() < 1e-3 && probabilities.len() == 2, "{probabilities:?}");
-        assert_eq!(likeliest(&probabilities, &tokens()), 6);
+        assert_eq!(detect_language(&row, &tokens()), 6);
     }
 
     #[test]

@@ -28,7 +28,7 @@ use tch::{Device, Kind, Tensor};
 
 use self::config::{Config, Tokens};
 use self::decoder::{Decoder, State};
-use self::decoding::{Dice, Ending, Hypothesis, language_probabilities, likeliest, probability};
+use self::decoding::{Dice, Ending, Hypothesis, detect_language, language_probabilities, probability};
 use self::encoder::Encoder;
 use crate::convert;
 use crate::error::Error;
@@ -113,7 +113,7 @@ impl Whisper {
                 let first = self.logits(&self.feed(&[start], state)?, 0)?;
                 for (language, row) in languages.iter_mut().zip(first.chunks_exact(self.vocabulary())) {
                     if *language == -1 {
-                        *language = likeliest(&language_probabilities(row, &self.tokens), &self.tokens);
+                        *language = detect_language(row, &self.tokens);
                     }
                 }
                 (first, self.logits(&self.feed(&[languages.clone(), task], state)?, 1)?)
