@@ -200,7 +200,7 @@ impl Conv {
     pub(crate) fn load(weights: &Weights, name: &str, shape: &[i64], geometry: Geometry) -> Result<Self, Error> {
         let mut weight = weights.tensor(&format!("{name}.weight"), shape)?;
         if shape.len() == 4 {
-            weight = channels_last(&weight, weights.kind())?;
+            weight = laid_out(&weight, weights.kind())?;
         }
         let bias = weights.tensor(&format!("{name}.bias"), &shape[..1])?;
         Ok(Self { weight, bias, geometry })
@@ -230,7 +230,12 @@ impl Conv {
     }
 }
 
-/// `[n, c, h, w]` with the channels innermost in memory, which convolutions on a CPU are fastest with.
-pub(crate) fn channels_last(x: &Tensor, kind: Kind) -> Result<Tensor, Error> {
-    Ok(x.f_to_kind(kind)?.f_permute([0, 2, 3, 1])?.f_contiguous()?.f_permute([0, 3, 1, 2])?)
+/// `[n, c, h, w]` as convolutions are fastest with it in memory: on a CPU with the channels innermost. On a GPU that is no
+/// faster, and for each new number of images cuDNN plans two seconds long rather than a tenth of one.
+pub(crate) fn laid_out(x: &Tensor, kind: Kind) -> Result<Tensor, Error> {
+    let x = x.f_to_kind(kind)?;
+    if x.device().is_cuda() {
+        return Ok(x.f_contiguous()?);
+    }
+    Ok(x.f_permute([0, 2, 3, 1])?.f_contiguous()?.f_permute([0, 3, 1, 2])?)
 }

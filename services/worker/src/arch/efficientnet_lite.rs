@@ -15,7 +15,7 @@ use serde::Deserialize;
 use tch::{Kind, Tensor};
 
 use crate::error::Error;
-use crate::layers::{Conv, Geometry, Linear, channels_last};
+use crate::layers::{Conv, Geometry, Linear, laid_out};
 use crate::network::{Network, Port};
 use crate::weights::{Weights, read_json};
 
@@ -131,7 +131,7 @@ impl Network for EfficientNetLite {
             return Err(Error::Input(format!("pixels is {height}x{width}, expected at least 32x32")));
         }
         pulse.beat()?;
-        let mut x = relu6(self.stem.forward(&channels_last(&inputs[0], self.classifier.weight.kind())?)?)?;
+        let mut x = relu6(self.stem.forward(&laid_out(&inputs[0], self.classifier.weight.kind())?)?)?;
         for block in &self.blocks {
             x = block.forward(&x)?;
             pulse.beat()?;

@@ -14,7 +14,7 @@ use serde::Deserialize;
 use tch::{Kind, Tensor};
 
 use crate::error::Error;
-use crate::layers::{Conv, Geometry, Linear, channels_last};
+use crate::layers::{Conv, Geometry, Linear, laid_out};
 use crate::network::{Network, Port};
 use crate::weights::{Weights, read_json};
 
@@ -109,7 +109,7 @@ impl Network for OpenNsfw {
 
     fn forward(&self, inputs: &[Tensor], pulse: &dyn Pulse) -> Result<Vec<Tensor>, Error> {
         pulse.beat()?;
-        let x = channels_last(&inputs[0], self.classifier.weight.kind())?;
+        let x = laid_out(&inputs[0], self.classifier.weight.kind())?;
         // in ceil mode the pool reaches one pixel past the bottom and the right, as Caffe's does
         let mut x = self.stem.forward(&x)?.f_relu_()?.f_max_pool2d([3, 3], [2, 2], [0, 0], [1, 1], true)?;
         for block in &self.blocks {

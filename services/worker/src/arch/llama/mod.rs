@@ -224,7 +224,7 @@ impl Llama {
             let q = qkv.f_as_strided([kv, group, tokens, hd], [group * hd, hd, row, 1], offset)?;
             let q = q.f_reshape([1, kv, group * tokens, hd])?;
             let mask = span.mask.as_ref();
-            let out = Tensor::f_scaled_dot_product_attention(&q, &k, &v, mask, 0.0, false, None, false)?;
+            let out = attention::fused(&q, &k, &v, mask)?;
             outputs.push(if tokens == 1 {
                 out
             } else {
