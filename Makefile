@@ -63,13 +63,14 @@ chaos: setup-tests ## Faults in random order under load; SENSORIUM_CHAOS_SECONDS
 		--nocapture --test-threads 1
 
 FUZZ_SECONDS ?= 20
-fuzz_targets := audio_decode audio_length image_decode image_decoded_bytes tokenizer_encode
+fuzz_targets := audio_decode audio_length image_decode image_decoded_bytes tokenizer_encode messages
 
 .PHONY: fuzz
-fuzz: ## Throws mutated files at the decoders, FUZZ_SECONDS at each; needs cargo-fuzz.
+fuzz: ## Throws mutated files and messages at what reads them, FUZZ_SECONDS at each.
+	@services/worker/setup/setup.sh --fuzz
 	@# the sanitizer is nightly's, or any toolchain's that is told to be one; what was found lies in artifacts/
-	@cd actors/media/fuzz; for target in $(fuzz_targets); do \
-		seeds=../tests/fixtures; [[ $$target != tokenizer_* ]] || seeds=seeds/text; mkdir -p "corpus/$$target"; \
+	@cd tests/fuzz; export PATH="$(cache)/cargo-fuzz/bin:$$PATH"; for target in $(fuzz_targets); do \
+		seeds=seeds/$$target; [[ -d $$seeds ]] || seeds=../../actors/media/tests/fixtures; mkdir -p "corpus/$$target"; \
 		RUSTC_BOOTSTRAP=1 cargo fuzz run "$$target" "corpus/$$target" "$$seeds" -- \
 			-max_total_time=$(FUZZ_SECONDS) -timeout=20 -rss_limit_mb=1024 -max_len=32768; \
 	done

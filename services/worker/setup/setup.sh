@@ -3,6 +3,7 @@
 #
 #   setup.sh            what building and running need
 #   setup.sh --tests    also what the tests need: etcd, NATS and Redis to start, iproute2, and a Python with Triton's client
+#   setup.sh --fuzz     also cargo-fuzz
 #
 # Idempotent: what is there is not made again, and a second run takes about a second. All of it but the Debian packages
 # lies in ${SENSORIUM_CACHE:-~/.cache/sensorium}, in folders named after version and checksum, each made aside and
@@ -13,6 +14,8 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cache=${SENSORIUM_CACHE:-$HOME/.cache/sensorium}
 downloads=$cache/downloads
 tests=false
+fuzz=false
+cargo_fuzz=0.13.2
 export PYTHONDONTWRITEBYTECODE=1
 
 say() { printf 'setup: %s\n' "$*"; }
@@ -21,8 +24,9 @@ fail() { say "$*" >&2; exit 1; }
 for argument in "$@"; do
     case $argument in
         --tests) tests=true ;;
-        -h | --help) sed -n '2,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit ;;
-        *) fail "unknown argument '$argument', expected --tests" ;;
+        --fuzz) fuzz=true ;;
+        -h | --help) sed -n '2,10s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit ;;
+        *) fail "unknown argument '$argument', expected --tests or --fuzz" ;;
     esac
 done
 
@@ -100,6 +104,15 @@ if $tests; then
     test_python=$python
 fi
 venv convert-venv "$here/requirements.txt"
+
+fuzzer=$cache/cargo-fuzz-$cargo_fuzz
+if $fuzz; then
+    if [[ ! -d $fuzzer ]]; then
+        say "cargo-fuzz $cargo_fuzz"
+        make "$fuzzer" cargo install --quiet --locked --version "$cargo_fuzz" cargo-fuzz --root
+    fi
+    ln -sfnT "$fuzzer" "$cache/cargo-fuzz"
+fi
 
 device=cpu
 ! nvidia-smi &> /dev/null || device=cuda
