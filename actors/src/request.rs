@@ -4,10 +4,12 @@ mod parameters;
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{self, Poll, ready};
 use std::time::Duration;
 
 use futures::Stream;
-use tokio::time::Instant;
+use pin_project_lite::pin_project;
+use tokio::time::{Instant, Sleep};
 
 pub use self::parameters::{CAME, Parameter, Parameters, TRUNCATED};
 use crate::error::{Error, Result};
@@ -192,12 +194,37 @@ impl Context {
     }
 
     /// Waits for `future`, but not past the deadline.
-    pub async fn bound<T>(&self, stage: &str, future: impl Future<Output = Result<T>>) -> Result<T> {
-        match self.deadline {
-            None => future.await,
-            Some(deadline) => tokio::time::timeout_at(deadline, future)
-                .await
-                .unwrap_or_else(|_| Err(Error::DeadlineExceeded { stage: stage.to_owned() })),
+    pub fn bound<'s, F>(&self, stage: &'s str, future: F) -> Bound<'s, F> {
+        let late = self.deadline.map(|deadline| Box::pin(tokio::time::sleep_until(deadline)));
+        Bound { future, late, stage }
+    }
+}
+
+pin_project! {
+    /// See [`Context::bound`]. A future as large as the other one: requests are futures within futures, which are moved.
+    #[must_use = "futures do nothing unless polled"]
+    pub struct Bound<'s, F> {
+        #[pin]
+        future: F,
+        late: Option<Pin<Box<Sleep>>>,
+        stage: &'s str,
+    }
+}
+
+impl<T, F: Future<Output = Result<T>>> Future for Bound<'_, F> {
+    type Output = Result<T>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut task::Context<'_>) -> Poll<Result<T>> {
+        let this = self.project();
+        if let Poll::Ready(answer) = this.future.poll(context) {
+            return Poll::Ready(answer);
+        }
+        match this.late {
+            Some(late) => {
+                ready!(late.as_mut().poll(context));
+                Poll::Ready(Err(Error::DeadlineExceeded { stage: (*this.stage).to_owned() }))
+            }
+            None => Poll::Pending,
         }
     }
 }

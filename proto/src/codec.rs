@@ -11,12 +11,24 @@ use tonic::Status;
 use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder};
 use tonic_prost::{ProstCodec, ProstDecoder, ProstEncoder};
 
-use crate::weigh::weigh;
+use crate::weigh::{MESSAGE, weigh};
 
 /// What any message may weigh…
 const FREE: usize = 16 << 20;
+/// …which one of so many bytes on the wire never does, whatever it holds: two bytes are a nested message at most.
+const LIGHT: usize = (FREE - MESSAGE) / (MESSAGE / 2);
 /// …and how many times its bytes on the wire beyond that.
 const FACTOR: usize = 4;
+
+/// Bytes that are set aside for a message before it is known: most are small, and a large one is given all it needs at once.
+/// tonic's default is eight times as much, for every call.
+const BUFFER: usize = 1 << 10;
+/// Bytes of a stream that are gathered before they are handed on: tonic's default.
+const GATHERED: usize = 32 << 10;
+
+fn buffers() -> BufferSettings {
+    BufferSettings::new(BUFFER, GATHERED)
+}
 
 /// prost's messages, each weighed before it is read.
 #[derive(Clone, Debug)]
@@ -39,11 +51,11 @@ where
     type Decoder = BoundedDecoder<U>;
 
     fn encoder(&mut self) -> Self::Encoder {
-        ProstEncoder::default()
+        ProstCodec::<T, U>::raw_encoder(buffers())
     }
 
     fn decoder(&mut self) -> Self::Decoder {
-        BoundedDecoder(ProstCodec::<T, U>::raw_decoder(BufferSettings::default()))
+        BoundedDecoder(ProstCodec::<T, U>::raw_decoder(buffers()))
     }
 }
 
@@ -58,7 +70,7 @@ impl<U: Message + Name + Default> Decoder for BoundedDecoder<U> {
     fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
         let (wire, limit) = (buffer.chunk(), FREE.max(buffer.remaining().saturating_mul(FACTOR)));
         // a message lies in one piece; what cannot be read is prost's to complain about
-        if wire.len() == buffer.remaining() && weigh(&U::full_name(), wire, limit).is_err() {
+        if wire.len() > LIGHT && wire.len() == buffer.remaining() && weigh(&U::full_name(), wire, limit).is_err() {
             return Err(Status::out_of_range(format!(
                 "message of {} bytes takes more than {limit} bytes in memory, the limit; expected fewer repeated fields, \
                  or values as raw contents",
@@ -82,6 +94,7 @@ mod tests {
     use super::*;
     use crate::inference::model_infer_request::InferInputTensor;
     use crate::inference::{InferTensorContents, ModelInferRequest};
+    use crate::weigh::TooHeavy;
 
     fn is_refused(wire: &[u8]) -> bool {
         let limit = FREE.max(wire.len() * FACTOR);
@@ -109,6 +122,17 @@ mod tests {
         assert!(!is_refused(&nested(floats)));
         let texts = InferTensorContents { bytes_contents: vec!["word".into(); 60_000], ..Default::default() };
         assert!(!is_refused(&nested(texts)));
+    }
+
+    #[test]
+    fn no_light_message_weighs_more_than_any_may() {
+        let name = ModelInferRequest::full_name();
+        // field 5 are inputs, of which field 5 are contents; field 7 are raw contents
+        for piece in [&[0x2a, 0][..], &[0x2a, 2, 0x2a, 0], &[0x2a, 4, 0x2a, 2, 0x0a, 0], &[0x3a, 0], &[0x3a, 1, 0]] {
+            let weight = weigh(&name, &piece.repeat(LIGHT / piece.len()), usize::MAX).unwrap();
+            assert!(weight <= FREE, "{weight} of {piece:?}");
+        }
+        assert_eq!(weigh(&name, &[0x2a, 0].repeat(LIGHT / 2 + 1), FREE), Err(TooHeavy), "the heaviest there is");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use prost_types::{DescriptorProto, FileDescriptorSet};
 use crate::FILE_DESCRIPTOR_SET;
 
 /// A nested message: its vectors, maps and strings while they are empty.
-const MESSAGE: usize = 256;
+pub(crate) const MESSAGE: usize = 256;
 /// A string or a slice of the receive buffer, while it is empty.
 const ELEMENT: usize = 32;
 /// A number in a vector of its own or in a field.

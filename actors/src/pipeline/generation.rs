@@ -163,7 +163,7 @@ async fn submit(
         match served.generate(generation, context).await {
             Ok(()) => return Ok(Started { pieces, prompt, sampling }),
             Err(Error::Unavailable { reason: "RESTARTING", .. }) if tries < TRIES => {
-                tokio::time::sleep(std::time::Duration::from_millis(20 << tries)).await;
+                Box::pin(tokio::time::sleep(std::time::Duration::from_millis(20 << tries))).await;
             }
             Err(error) => return Err(error),
         }

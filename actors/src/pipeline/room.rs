@@ -58,7 +58,7 @@ impl Room {
         let now = Instant::now();
         let patience = context.deadline.map_or(PATIENCE, |deadline| deadline.saturating_duration_since(now) * 9 / 10);
         let waiting = self.units.clone().acquire_many_owned(units);
-        match tokio::time::timeout(patience, waiting).await {
+        match Box::pin(tokio::time::timeout(patience, waiting)).await {
             Ok(permit) => Ok(Share { permit: permit.map_err(|_| Error::lost("the decoding pool"))? }),
             Err(_) => Err(Error::Exhausted {
                 reason: "DECODING_FULL",

@@ -253,11 +253,11 @@ impl Attempts {
             // the first of others is asked at once
             Ok(call) if self.tries == 1 => Ok(call),
             Ok(call) => {
-                tokio::time::sleep(pause).await;
+                Box::pin(tokio::time::sleep(pause)).await;
                 Ok(call)
             }
             Err(_) => {
-                tokio::time::sleep(pause).await;
+                Box::pin(tokio::time::sleep(pause)).await;
                 self.tried.clear();
                 self.pick().map_err(|_| error)
             }

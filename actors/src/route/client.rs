@@ -18,6 +18,11 @@ pub trait Client: Send + Sync {
         true
     }
 
+    /// Whether it may fall silent while whoever calls it does not: it is a process of its own.
+    fn may_fall_silent(&self) -> bool {
+        true
+    }
+
     /// For how long it has said nothing at all, about whatever model, as far as is known.
     fn silent_for(&self) -> Duration {
         Duration::MAX
@@ -39,6 +44,10 @@ pub trait Client: Send + Sync {
 impl Client for Worker {
     fn name(&self) -> &str {
         Worker::name(self)
+    }
+
+    fn may_fall_silent(&self) -> bool {
+        false
     }
 
     fn infer<'a>(&'a self, request: &'a Request, context: &'a Context) -> BoxFuture<'a, Result<Reply>> {

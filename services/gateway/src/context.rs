@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
 use tonic::{Extensions, Status};
 
-use sensorium_plane::status;
+use sensorium_plane::{deadline, status};
 
 use crate::auth::identity;
 
@@ -28,11 +28,11 @@ pub fn context_since(
     parameters: &Parameters,
     received: Instant,
 ) -> Result<Context, Status> {
-    let timeout = match metadata.get("grpc-timeout") {
+    let timeout = match metadata.as_ref().get(&deadline::HEADER) {
         None => None,
         Some(value) => {
             let text = value.to_str().unwrap_or("");
-            Some(sensorium_plane::parse_deadline(text).ok_or_else(|| {
+            Some(deadline::parse(text).ok_or_else(|| {
                 status::invalid(
                     "grpc-timeout",
                     format!("'{text}', expected up to 8 digits and a unit of H, M, S, m, u or n"),

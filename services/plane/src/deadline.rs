@@ -2,6 +2,17 @@
 
 use std::time::Duration;
 
+use http::HeaderMap;
+use http::header::HeaderName;
+
+/// The header.
+pub const HEADER: HeaderName = HeaderName::from_static("grpc-timeout");
+
+/// What a request brings, if that can be read.
+pub fn of(headers: &HeaderMap) -> Option<Duration> {
+    headers.get(&HEADER).and_then(|value| parse(value.to_str().ok()?))
+}
+
 /// `TimeoutValue TimeoutUnit` of the gRPC over HTTP/2 protocol.
 pub fn parse(text: &str) -> Option<Duration> {
     let unit = text.chars().next_back()?;

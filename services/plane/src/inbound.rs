@@ -11,6 +11,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt};
 use http::{Request, Response};
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
@@ -19,7 +21,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use rand::Rng;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 use tonic::Status;
 use tonic::body::Body;
 use tonic::transport::server::Connected;
@@ -134,13 +136,14 @@ where
     let handler = service_fn(move |request: Request<Incoming>| {
         let (service, call) = (service.clone(), answering.begin());
         let (info, share) = (info.clone(), share.clone());
-        async move {
+        // boxed, for hyper moves it several times on its way into a task
+        Box::pin(async move {
             let mut request = request.map(Body::new);
             request.extensions_mut().insert(info);
             request.extensions_mut().insert(share);
             let response = answer(service, request).await;
             Ok::<_, Infallible>(response.map(|body| Answer { body, _call: call }))
-        }
+        })
     });
     let mut http = Builder::new(TokioExecutor::new());
     http.timer(TokioTimer::new())
@@ -154,53 +157,62 @@ where
         .keep_alive_interval(limits.keep_alive)
         .keep_alive_timeout(limits.keep_alive_timeout);
     let mut serving = pin!(http.serve_connection(TokioIo::new(connection), handler));
-    let mut silent = pin!(sleep(limits.silence));
-    let mut old = pin!(maybe(limits.age.map(|age| now + jittered(age))));
-    let mut idle = pin!(maybe(limits.idle.map(|idle| now + idle)));
-    let (mut spoke, mut leaving) = (false, false);
-    let mut stop = stop;
+    // polls only what has come: a connection wakes once or more for every call
+    let mut events = FuturesUnordered::new();
+    events.push(at(Some(now + limits.silence), Event::Silent).boxed());
+    events.push(at(limits.age.map(|age| now + jittered(age)), Event::Old).boxed());
+    events.push(at(limits.idle.map(|idle| now + idle), Event::Idle).boxed());
+    events.push(stop.map(|()| Event::Stop).boxed());
+    let mut leaving = false;
     loop {
-        tokio::select! {
+        let event = tokio::select! {
+            biased;
             ended = &mut serving => {
                 if let Err(error) = ended {
                     tracing::debug!(%error, "a connection has ended");
                 }
                 return;
             }
-            () = &mut silent, if !spoke => {
-                if heard.load(Relaxed) < PREFACE {
-                    return;
-                }
-                spoke = true;
-            }
-            () = &mut idle, if !leaving => {
+            Some(event) = events.next() => event,
+        };
+        match event {
+            Event::Silent if heard.load(Relaxed) < PREFACE => return,
+            Event::Silent => continue,
+            _ if leaving => continue,
+            Event::Idle => {
                 let patience = limits.idle.unwrap_or_default();
                 let over = calls.idle_since().unwrap_or_else(Instant::now) + patience;
-                if over <= Instant::now() {
-                    leaving = true;
-                    serving.as_mut().graceful_shutdown();
-                } else {
-                    idle.set(maybe(Some(over)));
+                if over > Instant::now() {
+                    events.push(at(Some(over), Event::Idle).boxed());
+                    continue;
                 }
             }
-            () = &mut old, if !leaving => {
-                leaving = true;
-                serving.as_mut().graceful_shutdown();
-            }
-            () = &mut stop, if !leaving => {
-                leaving = true;
-                serving.as_mut().graceful_shutdown();
-            }
+            Event::Old | Event::Stop => {}
         }
+        leaving = true;
+        serving.as_mut().graceful_shutdown();
     }
 }
 
-/// Never, where there is no such time.
-async fn maybe(until: Option<Instant>) {
-    match until {
-        Some(until) => sleep_until(until).await,
+/// What ends a connection beside its ends.
+enum Event {
+    /// It has been time for the first word.
+    Silent,
+    /// There may have been no call for long.
+    Idle,
+    /// It is old enough.
+    Old,
+    /// The listener stops.
+    Stop,
+}
+
+/// `event` at that time; never, where there is none.
+async fn at(time: Option<Instant>, event: Event) -> Event {
+    match time {
+        Some(time) => sleep_until(time).await,
         None => std::future::pending().await,
     }
+    event
 }
 
 fn jittered(age: Duration) -> Duration {
@@ -213,12 +225,13 @@ async fn answer<S>(service: S, request: Request<Body>) -> Response<Body>
 where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
 {
-    let timeout = request.headers().get("grpc-timeout").and_then(|value| deadline::parse(value.to_str().ok()?));
+    let timeout = deadline::of(request.headers());
     let answered = service.oneshot(request);
     let Some(timeout) = timeout else {
         return answered.await.unwrap_or_else(|never| match never {});
     };
-    match tokio::time::timeout(timeout, answered).await {
+    // boxed, like all that waits for a clock: it is large, and most calls have no deadline
+    match Box::pin(tokio::time::timeout(timeout, answered)).await {
         Ok(answered) => answered.unwrap_or_else(|never| match never {}),
         Err(_) => Status::deadline_exceeded("the deadline passed before there was an answer").into_http(),
     }

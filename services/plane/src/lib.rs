@@ -9,7 +9,7 @@
 mod admin;
 mod connection;
 mod convert;
-mod deadline;
+pub mod deadline;
 pub mod deal;
 mod error;
 mod fleet;
@@ -28,7 +28,6 @@ mod trace;
 
 pub use admin::{AdminService, Cluster};
 pub use convert::version as parse_version;
-pub use deadline::parse as parse_deadline;
 pub use fleet::{Fleet, Make};
 pub use local::LocalMember;
 pub use member::{Description, Member};

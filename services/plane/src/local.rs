@@ -75,6 +75,10 @@ impl Client for LocalMember {
         self.worker.name()
     }
 
+    fn may_fall_silent(&self) -> bool {
+        false
+    }
+
     fn infer<'a>(&'a self, request: &'a Request, context: &'a Context) -> BoxFuture<'a, Result<Reply>> {
         self.worker.infer(request, context).boxed()
     }

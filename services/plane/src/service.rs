@@ -54,8 +54,7 @@ fn incoming(request: Request<InferRequest>) -> Result<(sensorium_actors::request
     let span = tracing::info_span!("worker", otel.kind = "server", model = message.model);
     extract_trace(&span, &metadata);
     let (request, mut context) = convert::request_from(message)?;
-    let timeout = metadata.get("grpc-timeout").and_then(|value| deadline::parse(value.to_str().ok()?));
-    context.deadline = timeout.map(|timeout| Instant::now() + timeout);
+    context.deadline = deadline::of(metadata.as_ref()).map(|timeout| Instant::now() + timeout);
     context.span = Some(span);
     Ok((request, context))
 }

@@ -93,6 +93,9 @@ fn is_too_large(headers: &http::HeaderMap) -> bool {
 
 /// The same for a response that holds nothing but such a status.
 pub fn amend<B: Default>(response: http::Response<B>) -> http::Response<B> {
+    if !response.headers().contains_key(Status::GRPC_STATUS) {
+        return response;
+    }
     if is_too_large(response.headers())
         && let Some(status) = Status::from_header_map(response.headers())
     {

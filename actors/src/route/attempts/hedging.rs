@@ -35,6 +35,9 @@ impl Attempts {
     /// One call, and a second one beside it if the first is late.
     pub(super) async fn infer_hedged(&mut self, call: &Call, request: &Request, context: &Context) -> Result<Reply> {
         let mut first = std::pin::pin!(note(call, call.candidate.client.infer(request, context)));
+        if !self.may_be_late(call) {
+            return first.await;
+        }
         let hedge = match select(first.as_mut(), std::pin::pin!(self.until_late(call, request, context))).await {
             Either::Left((answer, _)) => return answer,
             Either::Right((late, _)) => late,
@@ -61,6 +64,10 @@ impl Attempts {
     pub(super) async fn open_hedged(&mut self, call: Call, request: &Request, context: &Context) -> Opened {
         let request = Request { version: request.version.or(Some(self.version)), ..request.clone() };
         let mut first = Box::pin(open(call.candidate.clone(), request.clone(), context.clone()));
+        if !self.may_be_late(&call) {
+            let opened = first.await;
+            return concluded(call, opened);
+        }
         let opened = match select(first.as_mut(), std::pin::pin!(self.until_late(&call, &request, context))).await {
             Either::Left((opened, _)) => Ok(opened),
             Either::Right((late, _)) => Err(late),
@@ -95,17 +102,22 @@ impl Attempts {
         }
     }
 
+    /// Whether a second worker may ever be asked: a watch on each call costs as much as a small call itself.
+    fn may_be_late(&self, call: &Call) -> bool {
+        call.candidate.client.may_fall_silent() || self.policy.hedge_percentile > 0.0
+    }
+
     /// Returns when a second worker is to be asked.
     async fn until_late(&self, call: &Call, request: &Request, context: &Context) -> Late {
         let usual = async {
             match self.hedge_after() {
-                Some(after) => tokio::time::sleep(after).await,
+                Some(after) => Box::pin(tokio::time::sleep(after)).await,
                 None => std::future::pending().await,
             }
         };
         let silent = async {
-            if request.parameters.0.contains_key("max_tokens") {
-                // how long it takes is up to the request, and others tell nothing of it
+            // with max_tokens, how long it takes is up to the request, and others tell nothing of it
+            if !call.candidate.client.may_fall_silent() || request.parameters.0.contains_key("max_tokens") {
                 return std::future::pending().await;
             }
             let left = context.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
@@ -118,7 +130,7 @@ impl Attempts {
                 if silent >= far || elapsed >= far * HOPELESS {
                     return self.until_gone(call, context).await;
                 }
-                tokio::time::sleep((far - silent).min(far * HOPELESS - elapsed)).await;
+                Box::pin(tokio::time::sleep((far - silent).min(far * HOPELESS - elapsed))).await;
             }
         };
         match select(std::pin::pin!(usual), std::pin::pin!(silent)).await {
@@ -135,7 +147,7 @@ impl Attempts {
         let is_news = client.suspect();
         let left = context.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         let answers = left.map_or(ANSWERS, |left| ANSWERS.min(left / PART_OF_THE_DEADLINE));
-        tokio::time::sleep(answers).await;
+        Box::pin(tokio::time::sleep(answers)).await;
         if client.is_reachable() || client.silent_for() < answers {
             return std::future::pending().await;
         }

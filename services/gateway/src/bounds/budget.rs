@@ -79,6 +79,9 @@ impl Charge {
     /// # Errors
     /// `Exhausted` if there are not so many left; it stays as it was.
     pub fn become_of(&mut self, bytes: usize) -> Result<()> {
+        if bytes == self.bytes {
+            return Ok(());
+        }
         let Inner { limit, of_one_connection, used, gauge } = &*self.budget.0;
         if bytes > self.bytes {
             let more = bytes - self.bytes;

@@ -100,7 +100,7 @@ impl tower::Service<Request<Body>> for Bounded {
             return std::future::ready(Ok(refused.into_http())).boxed();
         }
         let encoding = Encoding::take(request.headers_mut());
-        let share = request.extensions().get::<Share>().cloned().unwrap_or_default();
+        let share = request.extensions_mut().remove::<Share>().unwrap_or_default();
         let charge = Arc::new(Mutex::new(self.budget.nothing(share.clone())));
         request.extensions_mut().insert(Received { budget: self.budget.clone(), share, _message: charge.clone() });
         let bounds = self.bounds;

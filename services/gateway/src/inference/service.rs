@@ -129,7 +129,7 @@ impl GrpcInferenceService for InferenceService {
     }
 
     async fn model_infer(&self, request: Request<ModelInferRequest>) -> Answer<ModelInferResponse> {
-        let _timed = trace::Timed::start("ModelInfer");
+        let _timed = trace::Timed::start(trace::Method::ModelInfer);
         let span = trace::request_span("ModelInfer", &request.get_ref().model_name, request.metadata());
         async move {
             let (metadata, extensions, message) = request.into_parts();
@@ -344,7 +344,7 @@ fn stream_one(
     decoupled: bool,
 ) -> impl Stream<Item = Result<ModelStreamInferResponse>> {
     async_stream::try_stream! {
-        let _timed = trace::Timed::start("ModelStreamInfer");
+        let _timed = trace::Timed::start(trace::Method::ModelStreamInfer);
         let span = trace::request_span("ModelStreamInfer", &message.model_name, &metadata);
         let bytes = message.encoded_len();
         let (incoming, _until_answered) = decode(&door, message, &regions, &extensions, bytes).await?;

@@ -24,7 +24,7 @@ use super::convert;
 use crate::auth::require_admin;
 use crate::context::context;
 use crate::server::Door;
-use crate::trace::{Timed, request_span};
+use crate::trace::{Method, Timed, request_span};
 
 /// Entries of a page when the request does not say, and at most.
 const PAGE: u32 = 100;
@@ -171,7 +171,7 @@ fn caller<T>(request: &Request<T>) -> std::result::Result<Context, Status> {
 #[tonic::async_trait]
 impl Jobs for JobsService {
     async fn submit_job(&self, request: Request<Streaming<SubmitJobRequest>>) -> Answer<Job> {
-        let _timed = Timed::start("SubmitJob");
+        let _timed = Timed::start(Method::SubmitJob);
         let span = request_span("SubmitJob", "", request.metadata());
         let context = span.in_scope(|| caller(&request))?;
         // a drain waits for it: nobody else has an upload's first half

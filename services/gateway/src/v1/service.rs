@@ -13,7 +13,7 @@ use tracing::Instrument;
 use super::{convert, embed, generate};
 use crate::context::context;
 use crate::server::Door;
-use crate::trace::{Timed, request_span};
+use crate::trace::{Method, Timed, request_span};
 use sensorium_plane::status::from_error;
 
 /// See the module.
@@ -31,7 +31,7 @@ impl SensoriumService {
 #[tonic::async_trait]
 impl Sensorium for SensoriumService {
     async fn embed(&self, request: Request<EmbedRequest>) -> Result<Response<EmbedResponse>, Status> {
-        let _timed = Timed::start("Embed");
+        let _timed = Timed::start(Method::Embed);
         let span = request_span("Embed", "", request.metadata());
         async {
             let (metadata, extensions, message) = request.into_parts();
@@ -53,7 +53,7 @@ impl Sensorium for SensoriumService {
         let context = span.in_scope(|| context(request.metadata(), request.extensions(), &Parameters::default()))?;
         let input = convert::input(request.into_inner()).map_err(|error| from_error(&error))?;
         let events = self.door.understanding.run(input, context).map_err(|error| from_error(&error))?;
-        let timed = Timed::start("Understand");
+        let timed = Timed::start(Method::Understand);
         let told = events.map(move |event| {
             let _until_the_last = &timed;
             event.map(convert::event).map_err(|error| from_error(&error))
@@ -68,7 +68,7 @@ impl Sensorium for SensoriumService {
         let context = span.in_scope(|| context(request.metadata(), request.extensions(), &Parameters::default()))?;
         let pieces = generate::generate(self.door.clone(), request.into_inner(), context).instrument(span).await;
         let pieces = pieces.map_err(|error| from_error(&error))?;
-        let timed = Timed::start("Generate");
+        let timed = Timed::start(Method::Generate);
         Ok(Response::new(Box::pin(pieces.map(move |piece| {
             let _until_the_last = &timed;
             piece.map_err(|error| from_error(&error))
