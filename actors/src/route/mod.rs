@@ -138,12 +138,18 @@ impl Router {
 
     /// Answers one request that has been admitted: plan, call, report.
     pub async fn infer_within(&self, request: &Request, context: &Context) -> Result<Reply> {
+        context.permits(&request.model)?;
+        self.route(&request.model)?.must_accept(request.version, shapes::of(request))?;
+        self.infer_accepted(request, context).await
+    }
+
+    /// The same of one whose inputs have been judged ([`must_accept`](Self::must_accept)).
+    pub async fn infer_accepted(&self, request: &Request, context: &Context) -> Result<Reply> {
         if context.expired() {
             return Err(Error::DeadlineExceeded { stage: "entering".to_owned() });
         }
         context.permits(&request.model)?;
         let route = self.route(&request.model)?;
-        route.must_accept(request.version, shapes::of(request))?;
         if let Some(cache) = &self.cache {
             let read = |held: &Held| held.policy.cached.then(|| (held.version, held.namespace.clone()));
             if let Some((version, namespace)) = route.choose(request.version, read)?

@@ -73,7 +73,7 @@ impl InferenceService {
         let permit = self.door.router.admission().enter(context)?;
         let reply = match self.door.understanding.named(&incoming.request.model) {
             Some(understanding) => Box::pin(understanding.infer_within(&incoming.request, context)).await?,
-            None => self.door.router.infer_within(&incoming.request, context).await?,
+            None => self.door.router.infer_accepted(&incoming.request, context).await?,
         };
         // as a message, and as the bytes that are made of it
         let charge = charge(extensions, 2 * reply.bytes())?;
