@@ -135,8 +135,8 @@ impl State {
         *count += 1;
         let period = EJECTION.saturating_mul(*count).min(MAX_EJECTION);
         candidate.seen.eject(period);
-        metrics::counter!("sensorium_ejections_total", "model" => self.route.model.clone(), "worker" => worker.to_owned())
-            .increment(1);
+        // who it was, the log and the event say: a label for each worker that ever was would be kept for good
+        metrics::counter!("sensorium_ejections_total", "model" => self.route.model.clone()).increment(1);
         let seconds = period.as_secs();
         tracing::warn!(model = self.route.model, worker, seconds, "worker ejected");
         self.bus.publish("worker.ejected", json!({ "worker": worker, "model": self.route.model, "seconds": seconds }));
