@@ -15,10 +15,11 @@ use crate::weigh::{MESSAGE, weigh};
 
 /// What any message may weigh…
 const FREE: usize = 16 << 20;
-/// …which one of so many bytes on the wire never does, whatever it holds: two bytes are a nested message at most.
-const LIGHT: usize = (FREE - MESSAGE) / (MESSAGE / 2);
 /// …and how many times its bytes on the wire beyond that.
 const FACTOR: usize = 4;
+/// A message of so many bytes on the wire weighs no more than any may, whatever it holds: two bytes are one nested message
+/// at most.
+const LIGHT: usize = (FREE - MESSAGE) / (MESSAGE / 2);
 
 /// Bytes that are set aside for a message before it is known: most are small, and a large one is given all it needs at once.
 /// tonic's default is eight times as much, for every call.

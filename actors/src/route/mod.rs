@@ -138,18 +138,27 @@ impl Router {
 
     /// Answers one request that has been admitted: plan, call, report.
     pub async fn infer_within(&self, request: &Request, context: &Context) -> Result<Reply> {
-        context.permits(&request.model)?;
-        self.route(&request.model)?.must_accept(request.version, shapes::of(request))?;
-        self.infer_accepted(request, context).await
+        let route = self.enter(request, context)?;
+        route.must_accept(request.version, shapes::of(request))?;
+        self.infer_on(route, request, context).await
     }
 
     /// The same of one whose inputs have been judged ([`must_accept`](Self::must_accept)).
     pub async fn infer_accepted(&self, request: &Request, context: &Context) -> Result<Reply> {
+        let route = self.enter(request, context)?;
+        self.infer_on(route, request, context).await
+    }
+
+    /// The route of a request that is not too late, and whose caller may ask its model.
+    fn enter(&self, request: &Request, context: &Context) -> Result<Arc<Route>> {
         if context.expired() {
             return Err(Error::DeadlineExceeded { stage: "entering".to_owned() });
         }
         context.permits(&request.model)?;
-        let route = self.route(&request.model)?;
+        self.route(&request.model)
+    }
+
+    async fn infer_on(&self, route: Arc<Route>, request: &Request, context: &Context) -> Result<Reply> {
         if let Some(cache) = &self.cache {
             let read = |held: &Held| held.policy.cached.then(|| (held.version, held.namespace.clone()));
             if let Some((version, namespace)) = route.choose(request.version, read)?
@@ -182,11 +191,7 @@ impl Router {
     /// The same within a request that has been admitted already. A generation whose worker is lost goes on elsewhere
     /// from what was told, or ends with a status that says so, as the model wants it.
     pub async fn stream_within(&self, mut request: Request, context: Context) -> Result<ReplyStream> {
-        if context.expired() {
-            return Err(Error::DeadlineExceeded { stage: "entering".to_owned() });
-        }
-        context.permits(&request.model)?;
-        let route = self.route(&request.model)?;
+        let route = self.enter(&request, &context)?;
         route.must_accept(request.version, shapes::of(&request))?;
         let mut attempts = Attempts::new(route, self.zone.clone(), &self.admission, &request, &context)?;
         if attempts.policy.resume && !request.parameters.0.contains_key("seed") {

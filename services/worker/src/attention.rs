@@ -95,12 +95,12 @@ mod tests {
     #[test]
     fn a_mask_is_what_is_added_and_its_rows_are_aligned() {
         for keys in [1, 7, 16, 23] {
-            let allowed = Tensor::arange(2 * keys, (Kind::Int64, Device::Cpu)).remainder(3).not_equal(0);
-            let forbids = allowed.view([2, 1, 1, keys]);
-            let added = bias(&forbids, [2, 4, 5, keys], Kind::Float).unwrap();
+            let numbers = Tensor::arange(2 * keys, (Kind::Int64, Device::Cpu)).remainder(3).not_equal(0);
+            let allows = numbers.view([2, 1, 1, keys]);
+            let added = bias(&allows, [2, 4, 5, keys], Kind::Float).unwrap();
             assert_eq!(added.size(), [2, 4, 5, keys]);
             assert!(added.stride()[..3].iter().all(|stride| stride % 16 == 0), "{:?}", added.stride());
-            let whole = forbids.expand([2, 4, 5, keys], false);
+            let whole = allows.expand([2, 4, 5, keys], false);
             assert!(added.equal(&Tensor::zeros_like(&added).masked_fill(&whole.logical_not(), f64::NEG_INFINITY)));
             let numbers = Tensor::randn([5, keys], (Kind::Float, Device::Cpu));
             let added = bias(&numbers, [2, 4, 5, keys], Kind::Float).unwrap();
